@@ -1,0 +1,36 @@
+# make demo   installs everything into .venv/ and runs the main job
+# make test   installs everything and runs the tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+CODE := curate pipelines schemas train tests infra
+
+.PHONY: demo test check format bench lock install
+install: .venv/.installed
+
+.venv/.installed: requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	touch $@
+
+demo: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/demo.py
+
+test: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: install
+	$(BIN)/python infra/bench/near_duplicates.py
+
+# after a change of pyproject.toml
+lock: install
+	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra demo --extra dev --python-version 3.11 -o requirements.lock

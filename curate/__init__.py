@@ -1,0 +1,1 @@
+"""What happens to samples: pure rules and model wrappers, no pipeline control."""

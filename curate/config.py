@@ -1,0 +1,327 @@
+"""The settings of curation: frozen dataclasses, checked before any work, free of heavy imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def require(condition: bool, field_name: str, value: object, fix: str) -> None:
+    """Raise ValueError with one line that names field, value and fix."""
+    if not condition:
+        raise ValueError(f"{field_name} = {value!r}: {fix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """A CLIP model by open_clip architecture and registered weights."""
+
+    architecture: str = "ViT-L-14-quickgelu"
+    """open_clip architecture name, or the path of an open_clip JSON model config."""
+    weights: str | None = "clip_vit_l14_openai"
+    """Name in infra/weights.yaml; null means untrained."""
+    allow_untrained: bool = False
+    """Accept random weights where `weights` is null (demonstrations and tests only)."""
+    seed: int = 0
+    """Seed of the random weights of an untrained model."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.weights is not None or self.allow_untrained,
+            "clip.weights",
+            self.weights,
+            "name weights of infra/weights.yaml (python -m curate.weights list), or set allow_untrained: true",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebSource:
+    """A crawl: lists of URLs with captions."""
+
+    name: str
+    """Name of the source, part of every uid."""
+    url_list: str
+    """File or glob (fsspec URL) of parquet, CSV, TSV or JSONL lists."""
+    url_column: str = "url"
+    """Column with the image URL."""
+    caption_column: str = "caption"
+    """Column with the caption."""
+    license_column: str | None = None
+    """Column with the licence, where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpSource:
+    """A folder of images that one already has, with captions."""
+
+    name: str
+    """Name of the source, part of every uid."""
+    folder: str
+    """Folder (fsspec URL) that is searched for images."""
+    captions: str | None = None
+    """JSONL or CSV file inside the folder; null reads a .txt beside each image."""
+    file_column: str = "file_name"
+    """Column of the captions file with the image's path inside the folder."""
+    caption_column: str = "caption"
+    """Column of the captions file with the caption (a list keeps its first entry)."""
+    license: str | None = None
+    """Licence of every image of the dump."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """How images come in."""
+
+    rows_per_shard: int = 10_000
+    """Rows for each raw shard, the unit of work and of repair."""
+    download_threads: int = 64
+    """Concurrent downloads for each shard."""
+    timeout_s: int = 10
+    """Time limit of a connection or of a silent read."""
+    retries: int = 1
+    """Further attempts after a failed download."""
+    user_agent_token: str = "darkroom"
+    """Token that opt-out headers may address."""
+    opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noml", "noindex", "noimageindex")
+    """X-Robots-Tag directives that exclude an image."""
+
+    def __post_init__(self) -> None:
+        require(self.rows_per_shard > 1, "ingest.rows_per_shard", self.rows_per_shard, "must be at least 2")
+        require(self.download_threads > 0, "ingest.download_threads", self.download_threads, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """What is measured on each picture."""
+
+    clip: ClipSpec = field(default_factory=ClipSpec)
+    """The model behind embeddings, similarity and scores."""
+    batch_size: int = 64
+    """Images for each forward pass."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Weights and activations of the model."""
+    actors: int = 1
+    """Model processes; on a GPU machine, its number of GPUs."""
+    max_megapixels: float = 120.0
+    """Larger pictures are refused by their header, before decoding."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, "embed.batch_size", self.batch_size, "must be at least 1")
+        require(self.actors > 0, "embed.actors", self.actors, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsConfig:
+    """Which captions are good enough, and what is repaired."""
+
+    min_words: int = 3
+    """Whitespace-separated words a caption needs."""
+    min_chars: int = 6
+    """Characters a caption needs."""
+    max_chars: int = 1000
+    """Longer captions are not captions."""
+    languages: tuple[str, ...] = ("en",)
+    """ISO 639-1 codes that are kept; empty keeps all."""
+    min_language_prob: float = 0.5
+    """Certainty from which another language is a reason to drop, 0..1."""
+    max_caption_count: int = 10
+    """A caption on more images than this is boilerplate."""
+    personal_data: Literal["mask", "drop"] = "mask"
+    """What happens to e-mail addresses and phone numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupConfig:
+    """What counts as the same picture."""
+
+    radius_bits: int = 4
+    """Hamming radius on 64-bit phash64."""
+    min_entropy_bits: float = 2.0
+    """Flatter pictures match everything and are left out of perceptual matching."""
+    error_image_captions: int = 8
+    """The same bytes under this many different captions are an error image: none survives."""
+    semantic_eps: float | None = 0.05
+    """Cosine above 1 - eps is the same picture; null switches the semantic step off."""
+    semantic_clusters: int = 1000
+    """k of the spherical k-means."""
+    semantic_sample: int = 1_000_000
+    """Embeddings that the clusters are fitted on."""
+    semantic_nearest: int = 2
+    """Clusters in which each embedding is searched."""
+    seed: int = 0
+    """Seed of sample and clusters."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.radius_bits <= 16, "dedup.radius_bits", self.radius_bits, "must be 0..16")
+        eps_ok = self.semantic_eps is None or 0 < self.semantic_eps < 1
+        require(eps_ok, "dedup.semantic_eps", self.semantic_eps, "must be above 0 and below 1, or null")
+        require(self.error_image_captions > 1, "dedup.error_image_captions", self.error_image_captions, "must be >= 2")
+        require(self.semantic_nearest > 0, "dedup.semantic_nearest", self.semantic_nearest, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """A small network on the image embedding that gives one score."""
+
+    column: str
+    """Name of the score's column, with its unit."""
+    hidden: Literal["none", "relu"] = "none"
+    """Activation between the layers."""
+    output: Literal["none", "sigmoid"] = "none"
+    """Activation after the last layer."""
+    weights: str | None = None
+    """Name in infra/weights.yaml; null means untrained."""
+    allow_untrained: bool = False
+    """Accept random weights where `weights` is null (demonstrations and tests only)."""
+    low: float = 0.0
+    """Smallest value of the score, as its publishers use it."""
+    high: float = 1.0
+    """Largest value of the score."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.weights is not None or self.allow_untrained,
+            f"score.heads.{self.column}.weights",
+            self.weights,
+            "name weights of infra/weights.yaml, or set allow_untrained: true",
+        )
+
+
+REAL_HEADS = (
+    HeadSpec(column="aesthetic", weights="aesthetic_v2", low=1.0, high=10.0),
+    HeadSpec(column="nsfw_prob", weights="nsfw_vit_l14", hidden="relu", output="sigmoid"),
+    HeadSpec(column="watermark_prob", weights="watermark_vit_l14", output="sigmoid"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """The heads that turn embeddings into scores."""
+
+    heads: tuple[HeadSpec, ...] = REAL_HEADS
+    """Heads on the image embedding."""
+    blocklists_sha256: tuple[str, ...] = ()
+    """Text files (fsspec URLs) with one SHA-256 of image bytes in hex a line."""
+    blocklists_pdq: tuple[str, ...] = ()
+    """Text files (fsspec URLs) with one PDQ hash in hex a line."""
+    blocklist_radius_bits: int = 31
+    """Hamming radius on 256-bit PDQ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """The cut-offs: the only place that drops a sample. null switches a cut-off off."""
+
+    min_side_px: int = 200
+    """Smaller side of the picture."""
+    max_aspect: float = 3.0
+    """Longer side over shorter side."""
+    min_entropy_bits: float | None = 2.0
+    """Entropy of the grey histogram, 0..8."""
+    min_sharpness: float | None = None
+    """Variance of the Laplacian of the 256 px grey picture."""
+    min_aesthetic: float | None = None
+    """Aesthetic score, 1..10, higher is better."""
+    max_nsfw_prob: float | None = 0.5
+    """Probability of unsafe content, 0..1."""
+    max_watermark_prob: float | None = 0.8
+    """Probability of a watermark, 0..1."""
+    min_clip_similarity: float | None = None
+    """Cosine between picture and caption, -1..1; its scale depends on the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The training shards."""
+
+    resolution_px: int = 1024
+    """Square root of a bucket's area."""
+    multiple_px: int = 64
+    """Bucket sides are multiples of this."""
+    jpeg_quality: int = 95
+    """Quality of the re-encoded JPEG."""
+    samples_per_shard: int = 5000
+    """Samples of one train shard."""
+    val_fraction: float = 0.01
+    """Share of samples set aside for validation, chosen by uid, 0..1."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.val_fraction < 1, "export.val_fraction", self.val_fraction, "must be 0 or more and below 1")
+        ok = self.resolution_px > 0 and self.resolution_px % self.multiple_px == 0
+        require(ok, "export.resolution_px", self.resolution_px, f"must be a multiple of {self.multiple_px}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderFit:
+    """Fits a small autoencoder on the exported pictures where no trained one is at hand."""
+
+    steps: int = 600
+    """Optimiser steps."""
+    seed: int = 0
+    """Seed of weights and batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """The latent shards."""
+
+    vae: str | None = None
+    """Folder of a diffusers AutoencoderKL; null skips the step (training then encodes online)."""
+    fit: AutoencoderFit | None = None
+    """Fit a small autoencoder into `vae` first (demonstrations only); null uses the folder as it is."""
+    batch_size: int = 16
+    """Pictures for each forward pass."""
+    flip: bool = True
+    """Write a mirrored variant beside each picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """The engine."""
+
+    address: str | None = None
+    """Cluster to join; null joins the job's own cluster, or starts one on this machine."""
+    num_cpus: int | None = None
+    """CPUs of a cluster started here; null takes all."""
+    max_tasks: int | None = None
+    """Tasks at a time; null leaves it to Ray."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurationConfig:
+    """Everything that curation does, from sources to latents."""
+
+    root: str
+    """Folder (fsspec URL) under which every output goes."""
+    web: tuple[WebSource, ...] = ()
+    """Crawls."""
+    dumps: tuple[DumpSource, ...] = ()
+    """Dumps."""
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    """Ingest."""
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    """Captions."""
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    """Embed."""
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    """Dedup."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Score."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """Selection."""
+    export: ExportConfig = field(default_factory=ExportConfig)
+    """Export."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """Encode."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """Ray."""
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in (*self.web, *self.dumps)]
+        require(len(names) == len(set(names)), "web/dumps name", names, "every source needs a name of its own")
+        require(
+            all(name and name.replace("-", "").replace("_", "").isalnum() for name in names),
+            "web/dumps name",
+            names,
+            "use letters, digits, - and _",
+        )

@@ -1,0 +1,104 @@
+"""One decode for each image: header checks first, then true pixels in sRGB.
+
+Shape legend: H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image, ImageCms, ImageOps
+
+from curate import sample
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Formats that are decoded; every other one is a status."""
+
+
+class UnreadableImage(ValueError):
+    """An image that cannot be used; `status` is the class of the reason."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says of itself before anything is decoded."""
+
+    format: str
+    width_px: int
+    height_px: int
+
+
+def read_header(data: bytes) -> Header:
+    """Return the header of an image file; raises UnreadableImage where there is none."""
+    with _open(data) as image:
+        return Header(format=str(image.format), width_px=image.width, height_px=image.height)
+
+
+def decode(data: bytes, max_megapixels: float) -> Image.Image:
+    """Return the picture as RGB, upright, in sRGB, alpha over white, first frame of an animation.
+
+    Raises UnreadableImage: `not_an_image`, `too_large` (by the header, before decoding),
+    `truncated` or `decode_error`.
+    """
+    with _open(data) as image:
+        if image.width * image.height > max_megapixels * 1e6:
+            raise UnreadableImage(
+                sample.TOO_LARGE,
+                f"{image.width} x {image.height} px is over the limit of {max_megapixels:g} megapixels",
+            )
+        try:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+            status = sample.TRUNCATED if "truncated" in str(error) else sample.DECODE_ERROR
+            raise UnreadableImage(status, f"{type(error).__name__}: {error}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise UnreadableImage(sample.EMPTY, "the file has no bytes")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(sample.TOO_LARGE, str(error)) from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError) as error:
+        raise UnreadableImage(sample.NOT_AN_IMAGE, f"{type(error).__name__}: {_without_address(error)}") from error
+
+
+def _without_address(error: Exception) -> str:
+    """Return the message without the address of the buffer, which differs from run to run."""
+    return str(error).split(" <_io.BytesIO")[0]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+        return _wide_grey(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return _in_srgb(image)
+
+
+def _wide_grey(image: Image.Image) -> Image.Image:
+    """Return 16-bit grey (0..65535) as 8 bits; wider values are clipped."""
+    return image.convert("F").point(lambda value: value / 257.0).convert("L").convert("RGB")
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Return RGB through the embedded ICC profile where there is a usable one."""
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        try:
+            own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError):
+            return image.convert("RGB")  # a profile that does not open says nothing of the colours
+    return image.convert("RGB")

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Embed: one decode of each image gives true size, hashes, technical quality and the CLIP embedding."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from curate import hashes, quality, sample
+from curate.config import CurationConfig
+from curate.image import UnreadableImage, decode
+from pipelines.command import run_step
+from pipelines.runner import Fragment, Made, Report, Runner, Step
+from pipelines.store import Root, fragments, table_file
+from schemas import features
+from schemas.column import conform, with_model
+
+DECODE_THREADS = 2
+
+
+def embed(runner: Runner) -> list[Report]:
+    """Measure every image that came in."""
+    config = runner.config
+    captions = fragments(runner.root, "captions")
+    wanted = [
+        Fragment(name=name, made_from=[receipt, captions[name]], arguments=(name,))
+        for name, receipt in fragments(runner.root, "samples").items()
+    ]
+    step = Step(
+        table="features",
+        settings=config.embed,
+        build=_build,
+        actors=config.embed.actors,
+        uses_gpu=True,
+        models=(_model_name(config),),
+    )
+    return [runner.run(step, wanted)]
+
+
+def _model_name(config: CurationConfig) -> str:
+    spec = config.embed.clip
+    return f"{Path(spec.architecture).stem}, " + (spec.weights or f"UNTRAINED random weights, seed {spec.seed}")
+
+
+def _build(config: CurationConfig) -> Any:
+    from curate.embedder import Embedder
+
+    embedder, root = Embedder(config.embed), Root(config.root)
+    schema = features.schema(embedder.dim)
+    said = _model_name(config)
+    schema = with_model(schema, ["embedding", "clip_similarity"], said, embedder.revision)
+
+    def measure(name: str) -> Made:
+        samples = root.read_table(
+            table_file("samples", name), ["uid", "status", "error", "shard", "offset", "num_bytes"]
+        )
+        captions = root.read_table(table_file("captions", name), ["uid", "caption_clean"])
+        assert samples["uid"] == captions["uid"], f"{name}: samples and captions differ"
+        texts = captions["caption_clean"].to_pylist()
+        rows = []
+        for batch in _decoded(root, samples, texts, embedder, config):
+            rows.extend(embedder.complete(batch))
+        return Made(rows=conform(_as_table(rows, schema), schema), counts=_statuses(rows))
+
+    return measure
+
+
+def _decoded(
+    root: Root, samples: pa.Table, texts: list[Any], embedder: Any, config: CurationConfig
+) -> Iterator[list[dict]]:
+    """Yield measured batches; threads decode the next batch while the model works on this one."""
+    listed = [{**row, "text": text} for row, text in zip(samples.to_pylist(), texts, strict=True)]
+    size = config.embed.batch_size
+    batches = [listed[first : first + size] for first in range(0, len(listed), size)]
+
+    def one(row: dict[str, Any]) -> dict[str, Any]:
+        return measure_image(root, row, embedder, config)
+
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+        upcoming = [pool.submit(one, row) for row in batches[0]] if batches else []
+        for following in [*batches[1:], []]:
+            current, upcoming = upcoming, [pool.submit(one, row) for row in following]
+            yield [task.result() for task in current]
+
+
+def measure_image(root: Root, row: dict[str, Any], embedder: Any, config: CurationConfig) -> dict[str, Any]:
+    """Return one image's measurements and its tensor for the model, or its status."""
+    measured: dict[str, Any] = {"uid": row["uid"], "text": row["text"], "status": row["status"], "error": row["error"]}
+    if row["shard"] is None:
+        return measured
+    data = root.read(row["shard"], row["offset"], row["num_bytes"])
+    try:
+        image = decode(data, config.embed.max_megapixels)
+    except UnreadableImage as error:
+        return measured | {"status": error.status, "error": str(error)}
+    grey = quality.grey_256(image)
+    pdq, pdq_quality = hashes.pdq256(image)
+    return measured | {
+        "status": sample.OK,
+        "width_px": image.width,
+        "height_px": image.height,
+        "phash64": hashes.phash64(image),
+        "pdq256": pdq,
+        "pdq_quality": pdq_quality,
+        "entropy_bits": quality.entropy_bits(grey),
+        "sharpness": quality.sharpness(grey),
+        "tensor": embedder.preprocess(image),
+    }
+
+
+def _as_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    plain = [name for name in schema.names if name != "embedding"]
+    columns = {name: pa.array([row.get(name) for row in rows], schema.field(name).type) for name in plain}
+    dim = schema.field("embedding").type.list_size
+    flat = np.zeros((len(rows), dim), np.float16)
+    absent = np.array([row.get("embedding") is None for row in rows], bool)
+    for position in np.flatnonzero(~absent):
+        flat[position] = rows[position]["embedding"]
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), dim, mask=pa.array(absent))
+    return pa.table(columns)
+
+
+def _statuses(rows: list[dict[str, Any]]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    return counts
+
+
+if __name__ == "__main__":
+    run_step("embed", embed, __doc__)

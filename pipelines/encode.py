@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Encode: posterior moments of every exported picture, as it is and mirrored, in latent shards."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from curate.config import AutoencoderFit, CurationConfig
+from curate.tar import TarShard
+from pipelines.command import run_step
+from pipelines.runner import Fragment, Made, Report, Runner, Step, say
+from pipelines.store import Root, digest, fragments, table_file
+from schemas.latents import SCHEMA
+
+FIT_RECEIPT = "darkroom_fit.json"
+
+
+def encode(runner: Runner) -> list[Report]:
+    """Write the latent shards, after fitting a small autoencoder where the configuration asks for one."""
+    config, root = runner.config, runner.root
+    if config.encode.vae is None:
+        say("encode: encode.vae is null, training will encode online")
+        return []
+    shards = fragments(root, "shards")
+    if config.encode.fit is not None and shards:
+        _fit_once(root, config.encode.vae, config.encode.fit, shards)
+    said = _vae_facts(config.encode.vae) if shards else {}
+    wanted = [Fragment(name=name, made_from=[receipt, said], arguments=(name,)) for name, receipt in shards.items()]
+    report = runner.run(Step(table="latents", settings=config.encode, build=_build), wanted)
+    root.write_json("latents/run.json", {**said, "variants": 2 if config.encode.flip else 1, "rows": report.rows})
+    return [report]
+
+
+def _vae_facts(folder: str) -> dict[str, Any]:
+    from train.autoencoder import fingerprint, load_vae
+
+    vae = load_vae(folder)
+    return {"vae": folder, "vae_fingerprint": fingerprint(vae), "scaling_factor": float(vae.config.scaling_factor)}
+
+
+def _build(config: CurationConfig) -> Any:
+    import torch
+
+    from train.autoencoder import encode_moments, load_vae
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vae = load_vae(str(config.encode.vae), torch.bfloat16 if device == "cuda" else torch.float32, device)
+    root, size = Root(config.root), config.encode.batch_size
+
+    def write(name: str) -> Made:
+        rows = root.read_table(table_file("shards", name)).to_pylist()
+        relative = rows[0]["shard"].replace("shards/", "latents/", 1)
+        path, placed = Path(tempfile.mkstemp(suffix=".tar")[1]), []
+        with path.open("wb") as file:
+            tar = TarShard(file)
+            for first in range(0, len(rows), size):
+                batch = rows[first : first + size]
+                pixels_BCHW = torch.stack([_pixels(root, row) for row in batch])
+                for variant in (0, 1) if config.encode.flip else (0,):
+                    moments = encode_moments(vae, pixels_BCHW.flip(-1) if variant else pixels_BCHW)
+                    placed += [_add(tar, row, variant, one, relative) for row, one in zip(batch, moments, strict=True)]
+            tar.close()
+        return Made(rows=pa.Table.from_pylist(placed, schema=SCHEMA), files={relative: path})
+
+    return write
+
+
+def _pixels(root: Root, row: dict[str, Any]) -> Any:
+    from train.autoencoder import pixels
+
+    return pixels(Image.open(io.BytesIO(root.read(row["shard"], row["offset"], row["num_bytes"]))))
+
+
+def _add(tar: TarShard, row: dict[str, Any], variant: int, moments: np.ndarray, shard: str) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    np.save(buffer, moments)
+    data = buffer.getvalue()
+    offset = tar.add(f"{row['uid']}.v{variant}.npy", data)
+    place = {"shard": shard, "offset": offset, "num_bytes": len(data)}
+    return {"uid": row["uid"], "split": row["split"], "variant": variant, **place}
+
+
+def _fit_once(root: Root, folder: str, settings: AutoencoderFit, shards: dict[str, str]) -> None:
+    """Fit the small autoencoder, unless the folder holds the one of these pictures and settings."""
+    from train.autoencoder import FitConfig, fit, save_vae
+
+    rows = [row for name in shards for row in root.read_table(table_file("shards", name)).to_pylist()]
+    made_from = digest([asdict(settings), sorted(row["uid"] for row in rows), sorted({row["shard"] for row in rows})])
+    target = Root(folder)
+    if (target.read_json(FIT_RECEIPT) or {}).get("made_from") == made_from:
+        return
+    say(f"encode: fitting a small autoencoder on {len(rows)} pictures, {settings.steps} steps")
+    vae = fit(_batches(root, rows), FitConfig(steps=settings.steps, seed=settings.seed))
+    with tempfile.TemporaryDirectory() as local:
+        save_vae(vae, Path(local))
+        for path in sorted(Path(local).iterdir()):
+            target.write_file(path.name, path)
+    target.write_json(FIT_RECEIPT, {"made_from": made_from, "pictures": len(rows), **asdict(settings)})
+
+
+def _batches(root: Root, rows: list[dict[str, Any]]) -> list[Any]:
+    """Return the pictures stacked by bucket."""
+    import torch
+
+    by_bucket: dict[tuple[int, int], list[Any]] = {}
+    for row in rows:
+        by_bucket.setdefault((row["bucket_height_px"], row["bucket_width_px"]), []).append(_pixels(root, row))
+    return [torch.stack(pictures) for _, pictures in sorted(by_bucket.items())]
+
+
+if __name__ == "__main__":
+    run_step("encode", encode, __doc__)

@@ -1,0 +1,60 @@
+"""One live line for a running step: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+LOG_EVERY_S = 10.0
+
+
+class Progress:
+    """Counts fragments and rows of one step on stderr."""
+
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self._name, self._total, self._done = name, total, done
+        self._already, self._rows = done, 0
+        self._started = self._said = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        console = Console(stderr=True)
+        if console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description:<14}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, rate="")
+        return self
+
+    def advance(self, rows: int) -> None:
+        """Count one finished fragment."""
+        self._done += 1
+        self._rows += rows
+        now = time.monotonic()
+        rate = f"{self._rows / max(now - self._started, 1e-9):,.0f} rows/s"
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, rate=rate)
+        elif now - self._said > LOG_EVERY_S:
+            self._said = now
+            print(f"{self._name:<14} {self._done}/{self._total} fragments, {rate}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        new = self._done - self._already
+        seconds = time.monotonic() - self._started
+        rate = f", {self._rows:,} rows in {seconds:.1f} s, {self._rows / max(seconds, 1e-9):,.0f} rows/s" if new else ""
+        line = f"{self._name:<14} {self._done}/{self._total} fragments, {new} made, {self._already} already there{rate}"
+        print(line, file=sys.stderr, flush=True)

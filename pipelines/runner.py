@@ -1,0 +1,267 @@
+"""Runs a step: makes the fragments that are missing, as Ray tasks, and publishes the table.
+
+This is the only module that calls Ray. Ray starts when the first fragment must be made, so a
+rerun that finds everything done takes no cluster at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from curate.config import CurationConfig
+from curate.config_file import as_dict
+from pipelines.progress import Progress
+from pipelines.store import Receipt, Root, commit, digest, find_receipt, parquet_bytes, publish, table_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a task makes: a table's rows, files beside it, and counts for run.json."""
+
+    rows: pa.Table | None
+    """The rows of the fragment's own parquet file; None where `files` has them all."""
+    files: dict[str, bytes | Path] = field(default_factory=dict)
+    """By path below the root: contents, or a finished local file that is moved away."""
+    counts: dict[str, int] = field(default_factory=dict)
+    num_rows: int = 0
+    """Rows in `files`, where `rows` is None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """One fragment of a table: what it is made from, and what the step's function is called with."""
+
+    name: str
+    made_from: Any
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step as data: the table it makes and the function that makes one fragment.
+
+    `build(config)` is called once in each worker process and returns the function; what it builds
+    (a model, a list) is reused for every fragment. `actors` > 0 keeps that many such processes.
+    """
+
+    table: str
+    settings: Any
+    build: Callable[[CurationConfig], Callable[..., Made]]
+    actors: int = 0
+    uses_gpu: bool = False
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a step did."""
+
+    table: str
+    rows: int
+    made: int
+    kept: int
+    seconds: float
+    counts: dict[str, int]
+
+
+class Runner:
+    """One Ray session for a whole run, started when it is first needed."""
+
+    def __init__(self, config: CurationConfig) -> None:
+        self.config = config
+        self.root = Root(config.root)
+        self._ray: Any = None
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ray is not None:
+            self._ray.shutdown()
+
+    def run(self, step: Step, wanted: Sequence[Fragment]) -> Report:
+        """Make the fragments that are missing, then publish the table."""
+        started = time.monotonic()
+        settings = as_dict(step.settings)
+        keys = {fragment.name: digest([fragment.made_from, settings]) for fragment in wanted}
+        receipts = self._receipts(step, wanted, keys)
+        missing = [fragment for fragment in wanted if receipts[fragment.name] is None]
+        with Progress(step.table, len(wanted), len(wanted) - len(missing)) as progress:
+            for receipt in self._make(step, missing, keys):
+                receipts[receipt.fragment] = receipt
+                progress.advance(receipt.rows)
+        done = [receipt for fragment in wanted if (receipt := receipts[fragment.name]) is not None]
+        report = _report(step.table, done, len(missing), time.monotonic() - started)
+        if missing or not self._is_published(step.table, done):
+            publish(self.root, step.table, done, self._provenance(step, settings, report))
+        return report
+
+    def missing(self, step: Step, wanted: Sequence[Fragment]) -> list[Fragment]:
+        """Return the fragments that a run of the step would make."""
+        settings = as_dict(step.settings)
+        keys = {fragment.name: digest([fragment.made_from, settings]) for fragment in wanted}
+        receipts = self._receipts(step, wanted, keys)
+        return [fragment for fragment in wanted if receipts[fragment.name] is None]
+
+    def _receipts(self, step: Step, wanted: Sequence[Fragment], keys: dict[str, str]) -> dict[str, Receipt | None]:
+        return {f.name: find_receipt(self.root, step.table, f.name, keys[f.name]) for f in wanted}
+
+    def ray(self) -> Any:
+        """Return the ray module with a session running."""
+        if self._ray is None:
+            self._ray = _start_ray(self.config)
+        return self._ray
+
+    def _make(self, step: Step, missing: Sequence[Fragment], keys: dict[str, str]) -> Iterator[Receipt]:
+        if not missing:
+            return
+        ray = self.ray()
+        calls = ((f, keys[f.name]) for f in missing)
+        if step.actors:
+            yield from _through_actors(ray, step, self.config, calls, min(step.actors, len(missing)))
+        else:
+            yield from _through_tasks(ray, step, self.config, calls)
+
+    def _is_published(self, table: str, done: list[Receipt]) -> bool:
+        found = self.root.read_json(f"tables/{table}/_run.json")
+        return found is not None and {n: s["receipt"] for n, s in found["fragments"].items()} == {
+            receipt.fragment: receipt.digest for receipt in done
+        }
+
+    def _provenance(self, step: Step, settings: Any, report: Report) -> dict[str, Any]:
+        return {
+            "table": step.table,
+            "settings": settings,
+            "models": list(step.models),
+            "counts": report.counts,
+            "fragments_made": report.made,
+            "seconds": round(report.seconds, 3),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+
+
+def make_fragment(step: Step, config: CurationConfig, function: Callable[..., Made], call: tuple) -> Receipt:
+    """Make one fragment and commit it. Runs in a worker."""
+    fragment, key = call
+    made = function(*fragment.arguments)
+    files, num_rows = dict(made.files), made.num_rows
+    if made.rows is not None:
+        files[table_file(step.table, fragment.name)] = parquet_bytes(made.rows)
+        num_rows = len(made.rows)
+    receipt = commit(Root(config.root), step.table, fragment.name, key, files, num_rows, made.counts)
+    for content in made.files.values():
+        if isinstance(content, Path):
+            content.unlink()
+    return receipt
+
+
+_BUILT: dict[str, Callable[..., Made]] = {}
+
+
+def _task(step: Step, config: CurationConfig, call: tuple) -> Receipt:
+    """Build the step's function once for each worker process, then make the fragment."""
+    identity = digest([step.table, as_dict(config)])
+    if identity not in _BUILT:
+        _BUILT[identity] = step.build(config)
+    return make_fragment(step, config, _BUILT[identity], call)
+
+
+class _Actor:
+    def __init__(self, step: Step, config: CurationConfig) -> None:
+        self.step, self.config, self.function = step, config, step.build(config)
+
+    def make(self, call: tuple) -> Receipt:
+        return make_fragment(self.step, self.config, self.function, call)
+
+
+def _through_tasks(ray: Any, step: Step, config: CurationConfig, calls: Iterator[tuple]) -> Iterator[Receipt]:
+    """Keep a bounded number of tasks in flight; a task whose process dies is run again by Ray."""
+    limit = config.ray.max_tasks or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    remote = ray.remote(max_retries=3)(_task)
+    flying: list[Any] = []
+    for call in calls:
+        flying.append(remote.remote(step, config, call))
+        if len(flying) >= limit:
+            done, flying = ray.wait(flying)
+            yield from ray.get(done)
+    while flying:
+        done, flying = ray.wait(flying)
+        yield from ray.get(done)
+
+
+def _through_actors(
+    ray: Any, step: Step, config: CurationConfig, calls: Iterator[tuple], count: int
+) -> Iterator[Receipt]:
+    """Stream the fragments through processes that keep their model."""
+    from ray.util import ActorPool
+
+    gpus = 1 if step.uses_gpu and ray.cluster_resources().get("GPU", 0) >= count else 0
+    kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Actor)
+    pool = ActorPool([kind.remote(step, config) for _ in range(count)])
+    yield from pool.map_unordered(lambda actor, call: actor.make.remote(call), calls)
+
+
+def _start_ray(config: CurationConfig) -> Any:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    project = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    python_path = os.pathsep.join(filter(None, (project, os.environ.get("PYTHONPATH"))))
+    own = {} if address else {"num_cpus": config.ray.num_cpus, "include_dashboard": False}
+    ray.init(
+        address=address or "local",
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": {"PYTHONPATH": python_path}},
+        **own,
+    )
+    return ray
+
+
+def _report(table: str, done: list[Receipt], made: int, seconds: float) -> Report:
+    counts: dict[str, int] = {}
+    for receipt in done:
+        for name, count in receipt.counts.items():
+            counts[name] = counts.get(name, 0) + count
+    rows = sum(receipt.rows for receipt in done)
+    return Report(table=table, rows=rows, made=made, kept=len(done) - made, seconds=seconds, counts=counts)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes, for run.json."""
+    names = ("ray", "pyarrow", "torch", "open_clip_torch", "img2dataset", "imagehash", "pandas", "pillow", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def git_commit() -> str | None:
+    """Return the commit of the code, with a mark where it was changed; None outside a checkout."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        said = subprocess.run(
+            ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()
+
+
+def say(line: str) -> None:
+    """Print a line of the run for people, apart from what scripts read."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The tables that curation, training and dashboards share. Imports only pyarrow."""

@@ -1,0 +1,21 @@
+"""duplicates: for each sample that came in, the survivor that stands for it."""
+
+import pyarrow as pa
+
+from schemas.column import column, table
+
+SCHEMA = table(
+    "duplicates",
+    1,
+    [
+        column("uid", pa.string(), "identity of the sample"),
+        column("cluster_id", pa.string(), "uid of the cluster's survivor; of its first sample for error images"),
+        column("survivor_uid", pa.string(), "the survivor near this sample; itself where it survives; null: none does"),
+        column("kind", pa.string(), "exact, perceptual, semantic or error_image; null where it survives"),
+        column("distance", pa.float32(), "bits for perceptual, 1 - cosine for semantic, 0 for exact"),
+        column("is_survivor", pa.bool_(), "kept by dedup"),
+        column("won_by", pa.string(), "term of the ranking policy by which the survivor is ahead of this sample"),
+        column("is_flat", pa.bool_(), "too flat for perceptual matching, left out of it"),
+        column("semantic_cluster", pa.int32(), "nearest cluster of its embedding; null where none was fitted"),
+    ],
+)

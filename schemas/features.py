@@ -1,0 +1,48 @@
+"""features: what one decode of each image measures; null where the image did not decode."""
+
+import pyarrow as pa
+
+from schemas.column import column, table
+
+
+def schema(embedding_dim: int) -> pa.Schema:
+    """Return the table's schema for a model with that embedding width."""
+    return table(
+        "features",
+        1,
+        [
+            column("uid", pa.string(), "identity of the sample"),
+            column("status", pa.string(), "ok, or the class of what went wrong while decoding"),
+            column("error", pa.string(), "what went wrong, in words"),
+            column("width_px", pa.int32(), "true width, after EXIF orientation", unit="px"),
+            column("height_px", pa.int32(), "true height, after EXIF orientation", unit="px"),
+            column(
+                "phash64", pa.uint64(), "perceptual hash, imagehash's definition, first bit highest", unit="64 bits"
+            ),
+            column("pdq256", pa.binary(32), "PDQ perceptual hash", unit="256 bits"),
+            column("pdq_quality", pa.int32(), "PDQ's own quality; 49 and less is not matched", range="0..100"),
+            column(
+                "entropy_bits",
+                pa.float32(),
+                "entropy of the grey histogram",
+                unit="bits",
+                range="0..8",
+                direction="higher is richer",
+            ),
+            column(
+                "sharpness",
+                pa.float32(),
+                "variance of the Laplacian of the 256 px grey picture",
+                range="0..",
+                direction="higher is sharper",
+            ),
+            column("embedding", pa.list_(pa.float16(), embedding_dim), "L2-normalised image embedding"),
+            column(
+                "clip_similarity",
+                pa.float32(),
+                "cosine between image and cleaned caption; null without caption",
+                range="-1..1",
+                direction="higher fits better",
+            ),
+        ],
+    )

@@ -1,0 +1,76 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curate import sample
+from curate.image import UnreadableImage, decode, read_header
+from tests.conftest import encoded, picture
+
+
+def status_of(data: bytes, max_megapixels: float = 100) -> str:
+    with pytest.raises(UnreadableImage) as caught:
+        decode(data, max_megapixels)
+    return caught.value.status
+
+
+def test_a_plain_picture_keeps_its_pixels():
+    image = picture(1)
+    assert np.array_equal(np.asarray(decode(encoded(image, "PNG"), 100)), np.asarray(image))
+
+
+def test_header_is_read_without_decoding():
+    header = read_header(encoded(picture(1, 64, 48), "WEBP"))
+    assert (header.format, header.width_px, header.height_px) == ("WEBP", 64, 48)
+
+
+def test_exif_orientation_turns_the_picture():
+    image = picture(2, 400, 200)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(encoded(image, "JPEG", exif=exif, quality=100), 100)
+    assert turned.size == (200, 400)
+    expected = np.asarray(image.rotate(-90, expand=True)).astype(int)
+    assert np.abs(np.asarray(turned).astype(int) - expected).mean() < 3
+
+
+def test_alpha_lies_over_white():
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert decode(encoded(clear, "PNG"), 100).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_scale():
+    deep = Image.fromarray(np.full((4, 4), 32896, np.uint16))
+    assert decode(encoded(deep, "PNG"), 100).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_cmyk_and_palette_and_grey_become_rgb():
+    for mode in ("CMYK", "L"):
+        assert decode(encoded(picture(3).convert(mode), "JPEG"), 100).mode == "RGB"
+    assert decode(encoded(picture(3).convert("P"), "GIF"), 100).mode == "RGB"
+
+
+def test_what_cannot_be_read_has_a_status():
+    whole = encoded(picture(4))
+    assert status_of(b"") == sample.EMPTY
+    assert status_of(b"<html>") == sample.NOT_AN_IMAGE
+    assert status_of(whole[: len(whole) // 2]) == sample.TRUNCATED
+    assert status_of(encoded(picture(4), "PNG")[:100]) in (sample.TRUNCATED, sample.DECODE_ERROR)
+    assert status_of(encoded(picture(4), "PPM")) == sample.NOT_AN_IMAGE
+
+
+def test_a_bomb_is_refused_by_its_header():
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    assert status_of(bomb.getvalue(), max_megapixels=120) == sample.TOO_LARGE
+
+
+def test_error_texts_do_not_change_from_run_to_run():
+    texts = set()
+    for _ in range(2):
+        with pytest.raises(UnreadableImage) as caught:
+            read_header(b"not an image")
+        texts.add(str(caught.value))
+    assert len(texts) == 1
+    assert "0x" not in texts.pop()
