@@ -10,7 +10,7 @@ install: .venv/.installed
 .venv/.installed: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	touch $@
 
 demo: install
@@ -33,4 +33,4 @@ bench: install
 
 # after a change of pyproject.toml
 lock: install
-	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra demo --extra dev --python-version 3.11 -o requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra demo --extra dev --extra bench --python-version 3.11 -o requirements.lock

@@ -255,7 +255,7 @@ class ExportConfig:
 class AutoencoderFit:
     """Fits a small autoencoder on the exported pictures where no trained one is at hand."""
 
-    steps: int = 600
+    steps: int = 250
     """Optimiser steps."""
     seed: int = 0
     """Seed of weights and batches."""
@@ -317,7 +317,7 @@ class CurationConfig:
     """Ray."""
 
     def __post_init__(self) -> None:
-        names = [source.name for source in (*self.web, *self.dumps)]
+        names = [source.name for source in self.web] + [source.name for source in self.dumps]
         require(len(names) == len(set(names)), "web/dumps name", names, "every source needs a name of its own")
         require(
             all(name and name.replace("-", "").replace("_", "").isalnum() for name in names),

@@ -61,7 +61,8 @@ def stop(prog: str, message: str) -> NoReturn:
 
 def as_dict(settings: Any) -> Any:
     """Return a dataclass, or values that are plain already, as JSON values: for YAML, run.json and digests."""
-    plain = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
+    is_settings = dataclasses.is_dataclass(settings) and not isinstance(settings, type)
+    plain = dataclasses.asdict(settings) if is_settings else settings
     return json.loads(json.dumps(plain))
 
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import posixpath
 import signal
+import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -55,14 +59,12 @@ def read_lists(source: WebSource, files: list[str], rows_per_chunk: int) -> Iter
         fs, _ = fsspec.core.url_to_fs(files[0])
         if "file" not in fs.protocol:
             database.register_filesystem(fs)
-        rows = database.execute(_distinct_rows(source, _reader(files))).to_arrow_reader(rows_per_chunk)
+        rows = database.sql(_distinct_rows(source, _reader(files))).to_arrow_reader(rows_per_chunk)
         for number, chunk in enumerate(_chunks(rows, rows_per_chunk)):
             yield _with_uids(chunk, source.name, f"{source.name}-{number:05d}")
 
 
 def _spill_folder() -> str:
-    import tempfile
-
     return posixpath.join(tempfile.gettempdir(), "darkroom-duckdb")
 
 
@@ -111,16 +113,17 @@ def _with_uids(rows: pa.Table, source: str, chunk: str) -> pa.Table:
     return pa.table(columns, schema=LIST_SCHEMA)
 
 
-def download(input_folder: str, output_folder: str, config: IngestConfig) -> None:
+def download(input_folder: str, output_folder: str, config: IngestConfig, log: Path) -> None:
     """Download every list in a folder with img2dataset's Ray distributor; one shard for each list.
 
     Bytes are kept as they came. Ray must be running in this process. Shards that an interrupted
-    call finished are kept.
+    call finished are kept. What img2dataset and its processes print goes to `log`.
     """
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import would ask the network for its newest version
     import img2dataset
 
     before = signal.getsignal(signal.SIGINT)
-    try:
+    with _stdout_to(log):
         img2dataset.download(
             url_list=input_folder,
             input_format="parquet",
@@ -140,27 +143,42 @@ def download(input_folder: str, output_folder: str, config: IngestConfig) -> Non
             disallowed_header_directives=list(config.opt_out_directives),
             distributor="ray",
         )
+    signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _stdout_to(log: Path) -> Iterator[None]:
+    """Send this process's and its children's standard output to a file for a while."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Download:
-    """A shard of img2dataset's: its files without their endings."""
-
-    stem: str
-
-
-def finished(folder: str) -> dict[str, Download]:
-    """Return the complete shards below a download folder by chunk; cut-off ones are not among them."""
+def finished(folder: str) -> dict[str, str]:
+    """Return img2dataset's complete shards below a folder by chunk, as paths without ending; no cut-off ones."""
     fs, path = fsspec.core.url_to_fs(folder)
-    found = {}
+    found: dict[str, str] = {}
     for stats in sorted(fs.glob(posixpath.join(path, "*", "*_stats.json"))):
         stem = stats.removesuffix("_stats.json")
         if _is_whole(fs, stem):
             rows = pq.read_table(io.BytesIO(fs.cat_file(stem + ".parquet")), columns=["chunk"])
-            found.update({chunk: Download(stem=stem) for chunk in set(rows["chunk"].to_pylist())})
+            found.update({chunk: stem for chunk in set(rows["chunk"].to_pylist())})
     return found
+
+
+def discard_cut_off(folder: str) -> None:
+    """Remove the statistics of cut-off shards, which img2dataset would otherwise take for done."""
+    fs, path = fsspec.core.url_to_fs(folder)
+    for stats in fs.glob(posixpath.join(path, "*", "*_stats.json")):
+        if not _is_whole(fs, stats.removesuffix("_stats.json")):
+            fs.rm(stats)
 
 
 def _is_whole(fs: fsspec.AbstractFileSystem, stem: str) -> bool:

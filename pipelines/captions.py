@@ -53,7 +53,8 @@ def _build_counts(config: CurationConfig) -> Any:
                 database.execute(f"INSERT INTO texts SELECT {_TEXT_HASH} FROM rows WHERE caption IS NOT NULL")
                 database.unregister("rows")
             counted = database.sql(
-                "SELECT text_hash, count(*) AS count FROM texts GROUP BY text_hash HAVING count(*) > 1 ORDER BY text_hash"
+                "SELECT text_hash, count(*) AS count FROM texts GROUP BY text_hash "
+                "HAVING count(*) > 1 ORDER BY text_hash"
             ).to_arrow_table()
         return Made(rows=counted.cast(COUNTS_SCHEMA))
 

@@ -92,7 +92,8 @@ def _table(corpus: Any, verdicts: Any) -> pa.Table:
     won_by = np.full(count, None, object)
     if len(dropped):
         won_by[dropped] = ranking.won_by(corpus.policy, keeper[dropped], dropped)
-    survivor_uid = np.where(has_survivor, corpus.uid[keeper], None) if count else np.empty(0, object)
+    survivor_uid = np.full(count, None, object)
+    survivor_uid[has_survivor] = corpus.uid[keeper[has_survivor]]
     rows = pa.table(
         {
             "uid": pa.array(corpus.uid, pa.string()),
@@ -112,7 +113,7 @@ def _table(corpus: Any, verdicts: Any) -> pa.Table:
 def _cluster_ids(corpus: Any, survivor_uid: np.ndarray) -> np.ndarray:
     """Return the survivor's uid; for error images, which have none, the smallest uid with their bytes."""
     ids = survivor_uid.copy()
-    errors = np.flatnonzero(np.equal(ids, None))
+    errors = np.array([at for at, uid in enumerate(ids) if uid is None], int)
     for sha256 in set(corpus.sha256[errors]):
         same = errors[corpus.sha256[errors] == sha256]
         ids[same] = min(corpus.uid[same])

@@ -66,7 +66,7 @@ def where_things_are() -> list[str]:
         f"tables     {ROOT}/tables/       one folder of parquet for each step",
         f"shards     {ROOT}/shards/       WebDataset, by aspect bucket; latents in {ROOT}/latents/",
         f"training   {ROOT}/train/base/ and {ROOT}/train/refiner/  (checkpoints/, unet_ema/, metrics.jsonl)",
-        f"models     {ROOT}/export/base/ and {ROOT}/export/refiner/  for StableDiffusionXLPipeline and ...Img2ImgPipeline",
+        f"models     {ROOT}/export/base/ and {ROOT}/export/refiner/  (diffusers folders)",
         f"pictures   {ROOT}/samples.png",
         "note       CLIP and text towers are untrained here: scores mean nothing, and pictures do not follow captions",
         "next       python pipelines/run.py --init, fill in darkroom.yaml with your own lists or folders, then",

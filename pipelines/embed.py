@@ -19,6 +19,7 @@ from curate import hashes, quality, sample
 from curate.config import CurationConfig
 from curate.image import UnreadableImage, decode
 from pipelines.command import run_step
+from pipelines.preflight import check_clip_weights
 from pipelines.runner import Fragment, Made, Report, Runner, Step
 from pipelines.store import Root, fragments, table_file
 from schemas import features
@@ -30,6 +31,7 @@ DECODE_THREADS = 2
 def embed(runner: Runner) -> list[Report]:
     """Measure every image that came in."""
     config = runner.config
+    check_clip_weights(config)
     captions = fragments(runner.root, "captions")
     wanted = [
         Fragment(name=name, made_from=[receipt, captions[name]], arguments=(name,))

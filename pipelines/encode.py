@@ -94,7 +94,7 @@ def _add(tar: TarShard, row: dict[str, Any], variant: int, moments: np.ndarray, 
 
 def _fit_once(root: Root, folder: str, settings: AutoencoderFit, shards: dict[str, str]) -> None:
     """Fit the small autoencoder, unless the folder holds the one of these pictures and settings."""
-    from train.autoencoder import FitConfig, fit, save_vae
+    from train.autoencoder import FitConfig, fit, reconstruction_psnr_db, save_vae
 
     rows = [row for name in shards for row in root.read_table(table_file("shards", name)).to_pylist()]
     made_from = digest([asdict(settings), sorted(row["uid"] for row in rows), sorted({row["shard"] for row in rows})])
@@ -102,12 +102,17 @@ def _fit_once(root: Root, folder: str, settings: AutoencoderFit, shards: dict[st
     if (target.read_json(FIT_RECEIPT) or {}).get("made_from") == made_from:
         return
     say(f"encode: fitting a small autoencoder on {len(rows)} pictures, {settings.steps} steps")
-    vae = fit(_batches(root, rows), FitConfig(steps=settings.steps, seed=settings.seed))
+    batches = _batches(root, rows)
+    vae = fit(batches, FitConfig(steps=settings.steps, seed=settings.seed))
+    psnr_db = round(reconstruction_psnr_db(vae, batches), 2)
+    say(f"encode: its reconstructions have a PSNR of {psnr_db} dB on these pictures")
     with tempfile.TemporaryDirectory() as local:
         save_vae(vae, Path(local))
         for path in sorted(Path(local).iterdir()):
             target.write_file(path.name, path)
-    target.write_json(FIT_RECEIPT, {"made_from": made_from, "pictures": len(rows), **asdict(settings)})
+    target.write_json(
+        FIT_RECEIPT, {"made_from": made_from, "pictures": len(rows), "psnr_db": psnr_db, **asdict(settings)}
+    )
 
 
 def _batches(root: Root, rows: list[dict[str, Any]]) -> list[Any]:

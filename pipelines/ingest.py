@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ if __name__ == "__main__":
 from curate import crawl, sample
 from curate.config import CurationConfig, DumpSource, WebSource
 from curate.dump import DumpRow, list_dump
-from curate.image import Header, UnreadableImage, read_header
+from curate.image import UnreadableImage, read_header
 from curate.sample import sample_uid
 from curate.tar import TarShard
 from pipelines.command import run_step
@@ -40,8 +41,8 @@ def ingest(runner: Runner) -> list[Report]:
     if config.web:
         reports.append(runner.run(_url_step(config), [_url_fragment(source) for source in config.web]))
         web = _web_fragments(runner.root)
-        _download_missing(runner, runner.missing(step, web))
-        wanted += web
+        stems = _download_missing(runner, runner.missing(step, web))
+        wanted += [replace(f, arguments=(*f.arguments, stems.get(f.name))) for f in web]
     if not wanted:
         say("samples: the sources have no rows")
     report = runner.run(step, sorted(wanted, key=lambda fragment: fragment.name))
@@ -87,19 +88,19 @@ def _web_fragments(root: Root) -> list[Fragment]:
     return found
 
 
-def _download_missing(runner: Runner, missing: list[Fragment]) -> None:
-    """Download the chunks whose samples are missing and that no earlier, interrupted run downloaded."""
+def _download_missing(runner: Runner, missing: list[Fragment]) -> dict[str, str]:
+    """Download the chunks whose samples are missing, unless an interrupted run has; return their shards by chunk."""
+    stems: dict[str, str] = {}
     for source in sorted({fragment.arguments[1] for fragment in missing}):
-        folder = runner.root.path(_download_folder(source))
-        done = crawl.finished(runner.root.fs.unstrip_protocol(folder))
-        chunks = [f.name for f in missing if f.arguments[1] == source and f.name not in done]
-        if chunks:
-            _download(runner, source, chunks)
-        lost = set(chunks) - crawl.finished(runner.root.fs.unstrip_protocol(folder)).keys()
-        if lost:
-            raise RuntimeError(
-                f"img2dataset did not finish {len(lost)} shards of {source}, such as {min(lost)}: run again"
-            )
+        folder = runner.root.fs.unstrip_protocol(runner.root.path(_download_folder(source)))
+        wanted = {fragment.name for fragment in missing if fragment.arguments[1] == source}
+        crawl.discard_cut_off(folder)
+        if wanted - crawl.finished(folder).keys():
+            _download(runner, source, sorted(wanted - crawl.finished(folder).keys()))
+        stems |= crawl.finished(folder)
+        if wanted - stems.keys():
+            raise RuntimeError(f"img2dataset did not finish shard {min(wanted - stems.keys())}: run the command again")
+    return stems
 
 
 def _download(runner: Runner, source: str, chunks: list[str]) -> None:
@@ -108,11 +109,13 @@ def _download(runner: Runner, source: str, chunks: list[str]) -> None:
         runner.root.write(f"{work}-lists/{chunk}.parquet", runner.root.read(_list_file(chunk)))
     runner.ray()
     folder = runner.root.fs.unstrip_protocol(runner.root.path(work))
-    with Progress(f"download {source}", len(chunks), 0) as progress, _watch(folder, progress):
-        crawl.download(f"{folder}-lists", folder, runner.config.ingest)
+    log = Path(tempfile.gettempdir()) / f"darkroom-img2dataset-{source}.log"
+    say(f"download {source}: {len(chunks)} shards; img2dataset's own output is in {log}")
+    with Progress(f"download {source}", len(chunks), 0) as progress, _Watch(folder, progress):
+        crawl.download(f"{folder}-lists", folder, runner.config.ingest, log)
 
 
-class _watch:
+class _Watch:
     """Advances the live line as img2dataset finishes shards."""
 
     def __init__(self, folder: str, progress: Progress) -> None:
@@ -140,8 +143,6 @@ class _watch:
 
 
 def _count_of(stats: bytes) -> int:
-    import json
-
     try:
         return int(json.loads(stats)["count"])
     except json.JSONDecodeError:  # looked at while it is being written
@@ -175,11 +176,10 @@ def _build(config: CurationConfig) -> Any:
     return bring_in
 
 
-def _crawled(root: Root, source: str, chunk: str) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+def _crawled(root: Root, source: str, chunk: str, stem: str) -> Iterator[tuple[dict[str, Any], bytes | None]]:
     """Yield every listed row with its bytes, or with the status of what went wrong."""
     listed = {row["uid"]: row for row in root.read_table(_list_file(chunk)).to_pylist()}
-    folder = root.fs.unstrip_protocol(root.path(_download_folder(source)))
-    records, images = crawl.read_download(root.fs, crawl.finished(folder)[chunk].stem)
+    records, images = crawl.read_download(root.fs, stem)
     for uid, data in images:
         row = _row(uid, source, listed.pop(uid))
         if hashlib.sha256(data).hexdigest() == records[uid]["sha256"]:
@@ -202,8 +202,8 @@ def _dumped(dump: DumpSource, number: int, rows: list[DumpRow]) -> Iterator[tupl
         caption = entry.caption
         if entry.sidecar:
             caption = fs.cat_file(f"{folder}/{entry.sidecar}").decode("utf-8", errors="replace").strip()
-        row = {"uid": sample_uid(dump.name, entry.path, caption), "source": dump.name, "url": entry.path}
-        row |= {"caption": caption, "license": dump.license}
+        row: dict[str, Any] = {"uid": sample_uid(dump.name, entry.path, caption), "source": dump.name}
+        row |= {"url": entry.path, "caption": caption, "license": dump.license}
         try:
             yield row, fs.cat_file(f"{folder}/{entry.path}")
         except OSError as error:
@@ -230,12 +230,11 @@ def _stored(row: dict[str, Any], data: bytes | None, shard: TarShard, shard_name
         return row
     row = row | {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     try:
-        header: Header = read_header(data)
+        header = read_header(data)
     except UnreadableImage as error:
         return row | {"status": error.status, "error": str(error)}
     offset = shard.add(f"{row['uid']}.{header.format.lower()}", data)
-    place = {"shard": shard_name, "offset": offset, "status": sample.OK}
-    return row | place | asdict(header)
+    return row | {"shard": shard_name, "offset": offset, "status": sample.OK} | asdict(header)
 
 
 def _list_file(chunk: str) -> str:

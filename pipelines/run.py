@@ -20,9 +20,10 @@ from pipelines.encode import encode
 from pipelines.export import export
 from pipelines.funnel import funnel, lines
 from pipelines.ingest import ingest
+from pipelines.preflight import preflight
 from pipelines.runner import Report, Runner, git_commit, versions
 from pipelines.score import score
-from pipelines.selection import check, selection
+from pipelines.selection import selection
 
 FLOW = (ingest, captions, embed, dedup, score, selection, export, encode)
 """In the order in which one needs what another makes."""
@@ -31,7 +32,7 @@ FLOW = (ingest, captions, embed, dedup, score, selection, export, encode)
 def run(runner: Runner) -> list[Report]:
     """Run every step and write run.json under the root."""
     config = runner.config
-    check(config.selection, config.score)
+    preflight(config)
     started = time.monotonic()
     reports = [report for step in FLOW for report in step(runner)]
     found = funnel(runner.root)

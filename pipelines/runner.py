@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ class Made:
 
     rows: pa.Table | None
     """The rows of the fragment's own parquet file; None where `files` has them all."""
-    files: dict[str, bytes | Path] = field(default_factory=dict)
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)
     """By path below the root: contents, or a finished local file that is moved away."""
     counts: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
@@ -102,7 +102,7 @@ class Runner:
             for receipt in self._make(step, missing, keys):
                 receipts[receipt.fragment] = receipt
                 progress.advance(receipt.rows)
-        done = [receipt for fragment in wanted if (receipt := receipts[fragment.name]) is not None]
+        done = [found for fragment in wanted if (found := receipts[fragment.name]) is not None]
         report = _report(step.table, done, len(missing), time.monotonic() - started)
         if missing or not self._is_published(step.table, done):
             publish(self.root, step.table, done, self._provenance(step, settings, report))
@@ -225,8 +225,8 @@ def _start_ray(config: CurationConfig) -> Any:
     own = {} if address else {"num_cpus": config.ray.num_cpus, "include_dashboard": False}
     ray.init(
         address=address or "local",
-        logging_level=logging.WARNING,
-        runtime_env={"env_vars": {"PYTHONPATH": python_path}},
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": python_path, "NO_ALBUMENTATIONS_UPDATE": "1"}},
         **own,
     )
     return ray

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 from curate import blocklist, heads
 from curate.config import CurationConfig, HeadSpec
 from pipelines.command import run_step
+from pipelines.preflight import check_head_weights
 from pipelines.runner import Fragment, Made, Report, Runner, Step
 from pipelines.store import Root, fragments, table_file
 from schemas.column import conform, with_model
@@ -26,6 +27,7 @@ from schemas.scores import SCHEMA
 def score(runner: Runner) -> list[Report]:
     """Score every embedding."""
     config = runner.config
+    check_head_weights(config)
     samples = fragments(runner.root, "samples")
     wanted = [
         Fragment(name=name, made_from=[samples[name], receipt], arguments=(name,))

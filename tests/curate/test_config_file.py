@@ -58,7 +58,9 @@ def test_print_config_is_complete_and_reads_back(tmp_path, capsys):
         read("--root", "r", "--print_config", "--dumps", '[{"name": "d", "folder": "f"}]')
     assert ended.value.code == 0
     (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
-    assert read("--config", str(tmp_path / "c.yaml")) == read("--root", "r", "--dumps", '[{"name": "d", "folder": "f"}]')
+    assert read("--config", str(tmp_path / "c.yaml")) == read(
+        "--root", "r", "--dumps", '[{"name": "d", "folder": "f"}]'
+    )
 
 
 def test_two_sources_of_one_name_are_refused(capsys):

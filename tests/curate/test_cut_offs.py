@@ -27,7 +27,9 @@ def verdict(config=ALL_CUTS, **changes):
     row = ROW | changes
 
     def table(*names: str) -> pa.Table:
-        return pa.table({"uid": ["u"]} | {name.removeprefix("f") if name == "fstatus" else name: [row[name]] for name in names})
+        return pa.table(
+            {"uid": ["u"]} | {name.removeprefix("f") if name == "fstatus" else name: [row[name]] for name in names}
+        )
 
     chosen = select(
         table("status"),
@@ -83,7 +85,10 @@ def test_a_cut_off_at_null_is_off_and_a_null_score_is_kept():
 def test_a_cut_off_needs_a_trained_head():
     untrained = HeadSpec(column="aesthetic", weights=None, allow_untrained=True)
     with pytest.raises(ValueError, match="untrained"):
-        check(SelectionConfig(min_aesthetic=5.0, max_nsfw_prob=None, max_watermark_prob=None), ScoreConfig(heads=(untrained,)))
+        check(
+            SelectionConfig(min_aesthetic=5.0, max_nsfw_prob=None, max_watermark_prob=None),
+            ScoreConfig(heads=(untrained,)),
+        )
     with pytest.raises(ValueError, match="no head in score.heads gives nsfw_prob"):
         check(SelectionConfig(), ScoreConfig(heads=()))
     check(SelectionConfig(), ScoreConfig())

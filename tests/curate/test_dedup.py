@@ -129,7 +129,7 @@ def test_kinds_survivors_and_distances():
         {"uid": "a", "sha256": "s1", "phash64": 0, "area": 50},
         {"uid": "b", "sha256": "s2", "phash64": 1, "area": 100},
         {"uid": "c", "sha256": "s2", "phash64": 1, "area": 100},
-        {"uid": "d", "sha256": "s3", "phash64": 2**63, "area": 10},
+        {"uid": "d", "sha256": "s3", "phash64": 2**63 - 1, "area": 10},
     ]
     found = find_duplicates(corpus(rows), CONFIG)
     assert found.survivor.tolist() == [1, 1, 1, 3]

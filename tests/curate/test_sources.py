@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 
 from curate.config import DumpSource, WebSource
-from curate.crawl import list_files, read_lists
+from curate.crawl import discard_cut_off, finished, list_files, read_lists
 from curate.dump import list_dump
 from curate.sample import sample_uid
 
-ROWS = pd.DataFrame({"u": ["http://a/1", "http://a/2", None, "http://a/1"], "t": ["one", None, "none", "one"], "l": "CC0"})
+ROWS = pd.DataFrame(
+    {"u": ["http://a/1", "http://a/2", None, "http://a/1"], "t": ["one", None, "none", "one"], "l": "CC0"}
+)
 
 
 def write_list(folder, ending):
@@ -26,10 +28,16 @@ def write_list(folder, ending):
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".tsv", ".jsonl"])
 def test_lists_of_every_kind_give_distinct_rows(tmp_path, ending):
-    source = WebSource(name="s", url_list=str(write_list(tmp_path, ending)), url_column="u", caption_column="t", license_column="l")
+    source = WebSource(
+        name="s", url_list=str(write_list(tmp_path, ending)), url_column="u", caption_column="t", license_column="l"
+    )
     chunks = list(read_lists(source, list_files(source), 2))
     rows = [row for chunk in chunks for row in chunk.to_pylist()]
-    assert {(row["url"], row["caption"]) for row in rows} == {("http://a/1", "one"), ("http://a/2", None), (None, "none")}
+    assert {(row["url"], row["caption"]) for row in rows} == {
+        ("http://a/1", "one"),
+        ("http://a/2", None),
+        (None, "none"),
+    }
     assert len(rows) == 3
     assert [len(chunk) for chunk in chunks] == [2, 1]
     assert {row["license"] for row in rows} == {"CC0"}
@@ -49,9 +57,15 @@ def test_a_dump_with_captions_lists_what_is_there_and_what_is_not(tmp_path):
     for name in ("a.jpg", "sub/b.png", "notes.pdf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    lines = [{"file": "a.jpg", "captions": ["first", "second"]}, {"file": "lost.jpg", "captions": []}, {"file": "../x.jpg"}]
+    lines = [
+        {"file": "a.jpg", "captions": ["first", "second"]},
+        {"file": "lost.jpg", "captions": []},
+        {"file": "../x.jpg"},
+    ]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    source = DumpSource(name="d", folder=str(tmp_path), captions="c.jsonl", file_column="file", caption_column="captions")
+    source = DumpSource(
+        name="d", folder=str(tmp_path), captions="c.jsonl", file_column="file", caption_column="captions"
+    )
     assert [(row.path, row.caption, row.is_there) for row in list_dump(source)] == [
         ("a.jpg", "first", True),
         ("lost.jpg", None, False),
@@ -78,3 +92,21 @@ def test_what_is_wrong_with_a_dump_is_named(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"file_name": "a.jpg"}\n{broken\n')
     with pytest.raises(ValueError, match="line 2"):
         list_dump(DumpSource(name="d", folder=str(tmp_path), captions="c.jsonl"))
+
+
+def write_download(folder, stem, tar: bytes):
+    """Write what img2dataset leaves of a shard."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{stem}.tar").write_bytes(tar)
+    pd.DataFrame({"chunk": [f"s-{stem}"], "uid": ["u"], "key": ["0"]}).to_parquet(folder / f"{stem}.parquet")
+    (folder / f"{stem}_stats.json").write_text("{}")
+
+
+def test_a_cut_off_shard_is_not_taken_for_done(tmp_path):
+    write_download(tmp_path / "a", "00000", b"x" * 512 + bytes(1024))
+    write_download(tmp_path / "a", "00001", b"x" * 1024)
+    write_download(tmp_path / "a", "00002", b"x" * 512 + bytes(1024))
+    (tmp_path / "a" / "00002.parquet").unlink()
+    assert finished(str(tmp_path)) == {"s-00000": str(tmp_path / "a" / "00000")}
+    discard_cut_off(str(tmp_path))
+    assert [path.name for path in sorted((tmp_path / "a").glob("*_stats.json"))] == ["00000_stats.json"]

@@ -1,0 +1,27 @@
+"""What is checked before any work: cut-offs that have a trained score, and weights that are there."""
+
+from __future__ import annotations
+
+from curate.config import CurationConfig
+from curate.cut_offs import check as check_cut_offs
+from curate.weights import path_of
+
+
+def preflight(config: CurationConfig) -> None:
+    """Raise ValueError or MissingWeights for what would stop a later step."""
+    check_cut_offs(config.selection, config.score)
+    check_clip_weights(config)
+    check_head_weights(config)
+
+
+def check_clip_weights(config: CurationConfig) -> None:
+    """Raise MissingWeights, naming the command that fetches them, where the CLIP weights are absent."""
+    if config.embed.clip.weights is not None:
+        path_of(config.embed.clip.weights)
+
+
+def check_head_weights(config: CurationConfig) -> None:
+    """Raise MissingWeights where a head's file is absent."""
+    for head in config.score.heads:
+        if head.weights is not None:
+            path_of(head.weights)

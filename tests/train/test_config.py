@@ -1,0 +1,95 @@
+"""Settings: recipes, batch arithmetic, refused keys, and which modules may import what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.train.synthetic_root import Tiny
+from train.config import BatchConfig
+from train.recipes import RECIPES, base, refiner
+from train.settings import section
+
+TRAIN = Path(__file__).parents[2] / "train"
+
+
+def test_full_networks_have_the_published_sizes() -> None:
+    from train.dry_run import parameters_by_part
+
+    assert parameters_by_part(base())["all"] == 2_567_463_684
+    assert parameters_by_part(refiner())["all"] == 2_259_526_660
+
+
+def test_recipes_draw_their_noise_scales_and_ask_for_the_requested_schedule() -> None:
+    ranges = {m: (r().objective.timestep_low, r().objective.timestep_high) for m, r in RECIPES.items()}
+    assert ranges == {"base": (0, 999), "refiner": (0, 199)}
+    for recipe in RECIPES.values():
+        assert (recipe().optimizer.warmup_steps, recipe().optimizer.lr_final) == (10_000, 1e-6)
+        assert (recipe().batch.global_batch, recipe().ema_decay, recipe().precision) == (2048, 0.9999, "bf16")
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), [(8, 1), (4, 2), (2, 4)])
+def test_batch_arithmetic_of_256_gpus_holds(micro: int, accumulation: int) -> None:
+    BatchConfig(global_batch=2048, micro_batch=micro, grad_accumulation=accumulation).check(256)
+
+
+def test_impossible_batch_arithmetic_names_values_and_fix() -> None:
+    with pytest.raises(ValueError, match=r"3 ranks x micro_batch 8 x .* = 24, but global_batch = 2048"):
+        BatchConfig().check(3)
+    with pytest.raises(ValueError, match=r"set batch.grad_accumulation to 2"):
+        BatchConfig().check(128)
+
+
+def test_misspelt_keys_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="unknown key dedupe;"):
+        section({"root": "r", "dedupe": {}}, "base")
+    with pytest.raises(ValueError, match="unknown key train.bass;"):
+        section({"train": {"bass": {}}}, "base")
+    with pytest.raises(ValueError, match="unknown key train.base.lr;"):
+        section({"train": {"base": {"lr": 1}}}, "base")
+    assert section({"root": "r", "train": {"base": {"steps": 3}}}, "base") == {"root": "r", "steps": 3}
+
+
+def test_bad_input_is_one_line_and_code_2(tiny: Tiny, tmp_path: Path) -> None:
+    wrong_batch = tiny.variant(tmp_path / "wrong", batch={"global_batch": 5, "micro_batch": 2, "grad_accumulation": 1})
+    for arguments, word in (
+        (["base"], "--init"),
+        (["both"], "base or refiner"),
+        (["base", "--config", str(tiny.config), "--unet.block_chanels", "[8]"], "block_chanels"),
+        (["base", "--config", str(wrong_batch)], "global_batch = 5"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "train.run", *arguments],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(TRAIN.parent), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2, done.stderr
+        assert word in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_settings_import_neither_torch_nor_ray() -> None:
+    code = "import sys, train.run, train.recipes; print({'torch', 'ray', 'deepspeed', 'diffusers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=TRAIN.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_only_the_engine_imports_deepspeed() -> None:
+    importers = {path.name for path in TRAIN.glob("*.py") if "deepspeed" in _imported(path)}
+    assert importers == {"engine.py"}
+
+
+def _imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names

@@ -1,0 +1,176 @@
+"""Whole runs on two CPU ranks: training, exact resume after SIGKILL, SIGTERM, export and sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.train.synthetic_root import Tiny
+from train.checkpoint import BrokenCheckpoint, find, read_range, read_state, verify
+from train.launch import adopt_launcher, run_ranks
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def command(config: Path, *flags: str, model: str = "base") -> list[str]:
+    return [sys.executable, "-m", "train.run", model, "--config", str(config), *flags]
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 90.0) -> None:
+    limit = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, f"the run ended before {path.name}"
+        assert time.monotonic() < limit, f"no {path.name} after {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny: Tiny) -> Path:
+    """The base, six steps without interruption, in the root itself."""
+    subprocess.run(command(tiny.config), cwd=REPOSITORY, check=True, capture_output=True)
+    return tiny.root / "train/base"
+
+
+def test_a_run_leaves_what_it_promises(whole_run: Path) -> None:
+    record = json.loads((whole_run / "run.json").read_text())
+    assert record["steps_done"] == 6
+    assert record["dropped"] == 0
+    assert record["text_towers_untrained"] is True
+    assert record["val_loss_after"] < record["val_loss_before"]
+    assert record["parameters"] == read_state(whole_run / "checkpoints/step-00000006").num_elements
+    assert [step for step, _ in losses(whole_run)] == [1, 2, 3, 4, 5, 6]
+    assert (whole_run / "checkpoints/latest").read_text() == "step-00000006"
+    assert (whole_run / "unet_ema/config.json").exists()
+
+
+def test_resume_after_sigkill_is_bit_exact(whole_run: Path, tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny.variant(tmp_path, checkpoint_every_steps=3)
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(config), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_for(out / "checkpoints/step-00000003", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    checkpoints = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
+    assert checkpoints == ["step-00000003"], "the kill came too late to test anything"
+    subprocess.run(command(config), cwd=REPOSITORY, check=True, capture_output=True)
+    resumed = dict(losses(out))  # a step that was done twice counts with its second value
+    assert resumed == dict(losses(whole_run))
+    for name in ("master", "exp_avg", "exp_avg_sq", "ema"):
+        size = read_state(out / "checkpoints/step-00000006").num_elements
+        mine = read_range(out / "checkpoints/step-00000006", name, 0, size)
+        assert torch.equal(mine, read_range(whole_run / "checkpoints/step-00000006", name, 0, size))
+
+
+def test_sigterm_saves_and_another_world_size_continues(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny.variant(tmp_path, steps=10_000, keep_checkpoints=1)
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(config), cwd=REPOSITORY, stdout=subprocess.PIPE)
+    wait_for(out / "run.json", process)
+    process.terminate()
+    printed = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0
+    assert "stopped by SIGTERM" in printed
+    (saved,) = (out / "checkpoints").glob("step-*")
+    verify(saved)
+    step = read_state(saved).step
+    alone = {"global_batch": 4, "micro_batch": 4, "grad_accumulation": 1}
+    again = tiny.variant(tmp_path, steps=step + 1, batch=alone, ranks=1)
+    done = subprocess.run(command(again), cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    assert f"continuing after step {step}" in done.stdout
+    assert losses(out)[-1][0] == step + 1
+
+
+def test_checkpoints_are_verified_and_broken_ones_passed_over(
+    whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    good, bad = tmp_path / "step-00000003", tmp_path / "step-00000006"
+    for path in (good, bad):
+        shutil.copytree(whole_run / "checkpoints/step-00000006", path)
+    part = next(bad.glob("part-*"))
+    part.write_bytes(part.read_bytes()[:-1] + b"\x7f")
+    assert find(tmp_path, "auto") == good
+    assert "step-00000006" in capsys.readouterr().out
+    assert find(tmp_path, "none") is None
+    with pytest.raises(BrokenCheckpoint, match="differ from the manifest"):
+        find(tmp_path, str(bad))
+
+
+def test_any_stretch_of_the_flat_vector_is_read_across_parts(whole_run: Path) -> None:
+    checkpoint = whole_run / "checkpoints/step-00000006"
+    assert len(list(checkpoint.glob("part-*"))) == 2
+    size = read_state(checkpoint).num_elements
+    whole = read_range(checkpoint, "master", 0, size)
+    third = -(-size // 3)
+    pieces = torch.cat([read_range(checkpoint, "master", rank * third, third) for rank in range(3)])
+    assert torch.equal(pieces[:size], whole)
+    assert float(whole.abs().sum()) > 0.0
+
+
+def test_zero_and_partitioned_ema_equal_plain_ones(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    assert run_ranks("tests.train.zero_against_plain", ["--config", str(tiny.config)], 2) == 0
+
+
+def test_export_loads_back_equal_and_samples_are_drawn(whole_run: Path, tiny: Tiny, tmp_path: Path) -> None:
+    from train import export, sample
+
+    online = tiny.variant(tmp_path, "refiner", source="images", steps=2, ranks=1, out=None)
+    online_batch = ["--batch.micro_batch", "4"]
+    subprocess.run(command(online, *online_batch, model="refiner"), cwd=REPOSITORY, check=True, capture_output=True)
+    assert export.main(["--config", str(tiny.config)]) == 0
+    assert sorted(path.name for path in (tiny.root / "export").iterdir()) == ["base", "refiner"]
+    index = json.loads((tiny.root / "export/refiner/model_index.json").read_text())
+    assert (index["_class_name"], index["requires_aesthetics_score"]) == ("StableDiffusionXLImg2ImgPipeline", True)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\n\na red chair\n")
+    assert sample.main(["--config", str(tiny.config), "--prompts", str(prompts), "--steps", "4"]) == 0
+    first = Image.open(tiny.root / "samples.png").copy()
+    assert first.size[0] == 2 * 192
+    assert sample.main(["--config", str(tiny.config), "--prompts", str(prompts), "--steps", "4"]) == 0
+    assert first.tobytes() == Image.open(tiny.root / "samples.png").tobytes()
+
+
+def test_slurm_names_become_torchs() -> None:
+    environ = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+    environ |= {"SLURM_STEP_NODELIST": "node7", "SLURM_JOB_ID": "12"}
+    assert adopt_launcher(environ)
+    assert {name: environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")} == {
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "node7",
+    }
+    assert not adopt_launcher({})
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
+    from train.loop import learning_rate
+    from train.recipes import base
+
+    optimizer = dataclasses.replace(base().optimizer, warmup_steps=10)
+    module = torch.nn.Linear(1, 1)
+    oracle_optimizer = torch.optim.SGD(module.parameters(), lr=optimizer.lr_peak)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(oracle_optimizer, T_max=89, eta_min=optimizer.lr_final)
+    assert [learning_rate(optimizer, step, 100) for step in (0, 4, 9)] == pytest.approx([1e-5, 5e-5, 1e-4])
+    for step in range(10, 100):
+        assert learning_rate(optimizer, step, 100) == pytest.approx(cosine.get_last_lr()[0], rel=1e-5)
+        oracle_optimizer.step()
+        cosine.step()
+    assert learning_rate(optimizer, 99, 100) == pytest.approx(1e-6)

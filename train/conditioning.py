@@ -1,0 +1,95 @@
+"""What the U-Net is told: text from frozen open_clip towers, and micro-conditioning numbers.
+
+Shape legend: B batch, L tokens, D embedding width, T micro-conditioning numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from curate.clip import load_clip, tokenizer
+from train.config import TextTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """Everything beside noise and timestep that the U-Net sees."""
+
+    text_BLD: torch.Tensor
+    """Token embeddings, the towers side by side."""
+    pooled_BD: torch.Tensor
+    """Pooled embedding of the last tower."""
+    time_ids_BT: torch.Tensor
+    """Micro-conditioning numbers, fp32 until after the sinusoid."""
+
+
+class TextEncoder:
+    """The frozen text towers of one network; the vision halves are not kept."""
+
+    def __init__(self, towers: Sequence[TextTower], device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.specs = tuple(towers)
+        self.towers = [_text_half(tower).to(device=device, dtype=dtype) for tower in towers]
+        self._tokenizers = [tokenizer(tower) for tower in towers]
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the penultimate layers side by side (B, L, sum of D) and the last tower's pooled embedding (B, D)."""
+        sequences = []
+        for spec, tower, tokenize in zip(self.specs, self.towers, self._tokenizers, strict=True):
+            tokens_BL = pad(tokenize(list(captions)), spec.padding).to(self.device)
+            sequence_BLD, pooled_BD = encode_tokens(tower, tokens_BL)
+            sequences.append(sequence_BLD)
+        return torch.cat(sequences, dim=-1), pooled_BD
+
+
+def encode_tokens(tower: Any, tokens_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the penultimate layer without final norm, and `ln_final(last)[end of text] @ text_projection`."""
+    dtype = tower.token_embedding.weight.dtype
+    embedded_BLD = tower.token_embedding(tokens_BL) + tower.positional_embedding[: tokens_BL.shape[1]]
+    mask_LL = tower.attn_mask.to(dtype)
+    last_BLD, layers = tower.transformer.forward_intermediates(embedded_BLD.to(dtype), attn_mask=mask_LL, indices=2)
+    end_B = tokens_BL.argmax(dim=-1)  # the end-of-text token has the largest id, and argmax takes the first one
+    end_BD = tower.ln_final(last_BLD)[torch.arange(len(tokens_BL), device=tokens_BL.device), end_B]
+    return layers[0], end_BD @ tower.text_projection
+
+
+def pad(tokens_BL: torch.Tensor, padding: str) -> torch.Tensor:
+    """Return tokens whose tail after the end of text is filled as the tower's own tokenizer does."""
+    if padding == "zero":
+        return tokens_BL
+    end_B1 = tokens_BL.argmax(dim=-1, keepdim=True)
+    after_end_BL = torch.arange(tokens_BL.shape[1]) > end_B1
+    return torch.where(after_end_BL, tokens_BL.gather(1, end_B1), tokens_BL)
+
+
+def drop_text(
+    text_BLD: torch.Tensor, pooled_BD: torch.Tensor, dropped_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zero the text of the samples that lose it, as the pipelines' unconditional branch does."""
+    return text_BLD.masked_fill(dropped_B[:, None, None], 0.0), pooled_BD.masked_fill(dropped_B[:, None], 0.0)
+
+
+def time_ids(
+    model: str,
+    original_hw: tuple[int, int],
+    crop_top_left: tuple[int, int],
+    target_hw: tuple[int, int],
+    aesthetic: float,
+) -> tuple[float, ...]:
+    """Return the base's (original, crop, target) or the refiner's (original, crop, aesthetic score)."""
+    tail = target_hw if model == "base" else (aesthetic,)
+    return tuple(float(value) for value in (*original_hw, *crop_top_left, *tail))
+
+
+def _text_half(tower: TextTower) -> Any:
+    """Load a CLIP and let go of its vision half."""
+    model = load_clip(tower, "cpu")
+    if not hasattr(model, "token_embedding"):
+        raise ValueError(f"text_towers: {tower.architecture!r} has no plain CLIP text tower")
+    model.visual = None
+    return model

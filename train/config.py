@@ -1,0 +1,282 @@
+"""The settings of training: frozen dataclasses, checked before anything loads, free of heavy imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from curate.config import ClipSpec, require
+
+TIME_IDS = {"base": 6, "refiner": 5}
+"""Numbers of micro-conditioning: sizes and crop, and for the base the target size, for the refiner the score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Shape of the U-Net, in diffusers' terms."""
+
+    sample_size: int = 128
+    """Side of the usual latent, in latent pixels."""
+    latent_channels: int = 4
+    """Channels of the latent."""
+    block_out_channels: tuple[int, ...]
+    """Channels of each level."""
+    down_block_types: tuple[str, ...]
+    """diffusers block class of each level on the way down."""
+    up_block_types: tuple[str, ...]
+    """diffusers block class of each level on the way up."""
+    transformer_layers_per_block: tuple[int, ...]
+    """Transformer layers of each level."""
+    attention_heads: tuple[int, ...]
+    """Attention heads of each level."""
+    cross_attention_dim: int
+    """Width of the text sequence."""
+    pooled_dim: int
+    """Width of the pooled text embedding."""
+    time_id_dim: int = 256
+    """Width of the sinusoid of each micro-conditioning number."""
+    layers_per_block: int = 2
+    """Residual blocks of each level."""
+    norm_groups: int = 32
+    """Groups of each GroupNorm."""
+
+    def __post_init__(self) -> None:
+        for name in ("down_block_types", "up_block_types", "transformer_layers_per_block", "attention_heads"):
+            value = getattr(self, name)
+            fits = len(value) == len(self.block_out_channels)
+            require(fits, f"unet.{name}", value, f"needs one entry for each of {len(self.block_out_channels)} levels")
+        divides = all(channels % self.norm_groups == 0 for channels in self.block_out_channels)
+        require(divides, "unet.norm_groups", self.norm_groups, f"must divide each of {self.block_out_channels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTower(ClipSpec):
+    """A frozen text encoder and what its tokenizer pads with."""
+
+    padding: Literal["end_of_text", "zero"] = "zero"
+    """Token after the end of the caption: CLIP-L's tokenizer repeats the end, OpenCLIP's writes 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the network learns to predict."""
+
+    num_timesteps: int = 1000
+    """Noise scales of the schedule."""
+    beta_start: float = 0.00085
+    """First beta; the square roots are linear."""
+    beta_end: float = 0.012
+    """Last beta."""
+    timestep_low: int = 0
+    """Smallest timestep that is drawn."""
+    timestep_high: int = 999
+    """Largest timestep that is drawn, inclusive."""
+    offset_noise: float = 0.0
+    """Standard deviation of noise that is constant over a channel."""
+    conditioning_dropout: float = 0.1
+    """Share of samples whose text embeddings are zeroed, 0..1."""
+
+    def __post_init__(self) -> None:
+        ordered = 0 <= self.timestep_low <= self.timestep_high < self.num_timesteps
+        fix = f"must satisfy 0 <= low <= high < {self.num_timesteps}"
+        require(ordered, "objective.timestep_low, timestep_high", (self.timestep_low, self.timestep_high), fix)
+        dropout = self.conditioning_dropout
+        require(0 <= dropout < 1, "objective.conditioning_dropout", dropout, "must be 0 or more and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """How the global batch is made of what each rank computes at a time."""
+
+    global_batch: int = 2048
+    """Samples of one optimiser step, over all ranks."""
+    micro_batch: int | None = 8
+    """Samples of one forward pass on one rank; null takes what global batch, ranks and accumulation leave."""
+    grad_accumulation: int = 1
+    """Forward passes of one optimiser step."""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch", "micro_batch", "grad_accumulation"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"batch.{name}", value, "must be at least 1")
+
+    @property
+    def samples_a_pass(self) -> int:
+        """The micro-batch, after `for_ranks`."""
+        assert self.micro_batch is not None, "filled in by for_ranks"
+        return self.micro_batch
+
+    def for_ranks(self, world_size: int) -> BatchConfig:
+        """Return the batch with its micro-batch filled in; raises ValueError where the product does not fit."""
+        share = max(1, self.global_batch // (world_size * self.grad_accumulation))
+        filled = replace(self, micro_batch=self.micro_batch or share)
+        filled.check(world_size)
+        return filled
+
+    def check(self, world_size: int) -> None:
+        """Raise ValueError where the product is not the global batch."""
+        product = world_size * self.samples_a_pass * self.grad_accumulation
+        if product == self.global_batch:
+            return
+        raise ValueError(
+            f"batch: {world_size} ranks x micro_batch {self.micro_batch} x grad_accumulation {self.grad_accumulation}"
+            f" = {product}, but global_batch = {self.global_batch}; {self._fix(world_size, product)}"
+        )
+
+    def _fix(self, world_size: int, product: int) -> str:
+        share, rest = divmod(self.global_batch, world_size * self.samples_a_pass)
+        if rest == 0:
+            return f"set batch.grad_accumulation to {share}, or batch.global_batch to {product}"
+        return f"set batch.global_batch to {product}, or choose factors that give {self.global_batch}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its schedule and gradient clipping."""
+
+    lr_peak: float = 1e-4
+    """Learning rate at the end of the warm-up."""
+    lr_final: float = 1e-6
+    """Learning rate at the last step."""
+    warmup_steps: int = 10_000
+    """Steps of linear warm-up."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr_final <= self.lr_peak, "optimizer.lr_final", self.lr_final, "must be in (0, lr_peak]")
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "must be 0 or more")
+        require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of pictures; cached latents know the flip only."""
+
+    flip_prob: float = 0.5
+    """Chance of a mirrored picture, 0..1."""
+    jitter: float = 0.05
+    """Largest relative change of brightness, contrast and saturation (pictures only)."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.flip_prob <= 1, "augment.flip_prob", self.flip_prob, "must be 0..1")
+        require(0 <= self.jitter < 1, "augment.jitter", self.jitter, "must be 0 or more and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How samples are read."""
+
+    threads: int = 8
+    """Threads that read and decode, on each rank."""
+    prefetch: int = 4
+    """Micro-batches that are read ahead."""
+
+    def __post_init__(self) -> None:
+        require(self.threads > 0, "loader.threads", self.threads, "must be at least 1")
+        require(self.prefetch > 0, "loader.prefetch", self.prefetch, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that one training run does."""
+
+    root: str | None = None
+    """Folder (fsspec URL) with the shards; `<root>/train/<model>` takes what training makes."""
+    out: str | None = None
+    """Local folder for checkpoints and logs; null means `<root>/train/<model>`."""
+    model: Literal["base", "refiner"]
+    """Which of the two networks."""
+    unet: UNetConfig
+    """Shape of the U-Net."""
+    init_from: str | None = None
+    """diffusers U-Net folder to start from; null starts from scratch."""
+    text_towers: tuple[TextTower, ...]
+    """Frozen text encoders; the last one gives the pooled embedding."""
+    vae: str | None = None
+    """Folder (fsspec URL) of the diffusers AutoencoderKL."""
+    source: Literal["latents", "images"] = "latents"
+    """Read cached latents, or decode, augment and encode pictures."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is predicted."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """Batch arithmetic."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and schedule."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Flip and colour jitter."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """Reading."""
+    steps: int = 600_000
+    """Optimiser steps of the whole run."""
+    seed: int = 0
+    """Seed of weights, data order and noise."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Weights and activations; masters, moments and EMA are fp32 either way."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights, reached through min(decay, (1 + n) / (10 + n))."""
+    checkpoint_every_steps: int = 1000
+    """Steps between checkpoints; the last step always writes one."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept."""
+    validate_every_steps: int = 5000
+    """Steps between validations; 0 validates before the first and after the last step only."""
+    validation_samples: int = 512
+    """Draws of sample, noise and timestep of one validation, the same ones every time."""
+    log_every_steps: int = 10
+    """Steps between lines of metrics."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What follows a loss or gradient that is not finite; the weights stay untouched either way."""
+    reduce_bucket_elements: int = 200_000_000
+    """Elements that ZeRO reduces and gathers at a time."""
+    overlap_comm: bool = True
+    """Reduce gradients while the backward pass runs."""
+    activation_checkpointing: bool = False
+    """Recompute the transformer blocks in the backward pass."""
+    ranks: int | Literal["auto"] = "auto"
+    """Ranks to start where no launcher did; auto is one for each GPU, or `cpu_ranks` where there is none."""
+    cpu_ranks: int = 1
+    """Ranks of `auto` on a machine without a GPU."""
+
+    def __post_init__(self) -> None:
+        towers = {"base": 2, "refiner": 1}[self.model]
+        require(len(self.text_towers) == towers, "text_towers", len(self.text_towers), f"{self.model} has {towers}")
+        for name in ("steps", "checkpoint_every_steps", "keep_checkpoints", "validation_samples", "log_every_steps"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        require(self.validate_every_steps >= 0, "validate_every_steps", self.validate_every_steps, "must be 0 or more")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be 0 or more and below 1")
+        require(self.ranks == "auto" or self.ranks > 0, "ranks", self.ranks, "must be auto or at least 1")
+        require(self.cpu_ranks > 0, "cpu_ranks", self.cpu_ranks, "must be at least 1")
+
+    def check_runnable(self) -> None:
+        """Raise ValueError where a setting that real training needs is missing."""
+        require(self.root is not None, "root", self.root, "name the folder with the shards (root: in the YAML file)")
+        fix = "name the folder of a diffusers AutoencoderKL"
+        require(self.vae is not None, f"train.{self.model}.vae", self.vae, fix)
+        local = "://" not in self.out_folder
+        require(local, "out", self.out_folder, "checkpoints go to a local or shared folder: set train.<model>.out")
+
+    @property
+    def data_root(self) -> str:
+        """The root, after `check_runnable`."""
+        assert self.root is not None
+        return self.root
+
+    @property
+    def vae_folder(self) -> str:
+        """The autoencoder's folder, after `check_runnable`."""
+        assert self.vae is not None
+        return self.vae
+
+    @property
+    def out_folder(self) -> str:
+        """Folder for checkpoints, logs and run.json."""
+        return self.out or f"{self.root}/train/{self.model}"

@@ -1,0 +1,31 @@
+"""The averaged weights, kept in fp32 beside each rank's own part of the fp32 masters."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Ema:
+    """ema += (1 - decay) (weights - ema), with decay = min(limit, (1 + n) / (10 + n)) after n updates."""
+
+    def __init__(self, master: torch.Tensor, decay_limit: float) -> None:
+        self.part = master.detach().float().clone()
+        self.num_updates = 0
+        self._decay_limit = decay_limit
+
+    @torch.no_grad()
+    def update(self, master: torch.Tensor) -> None:
+        """Move towards this rank's current masters."""
+        self.num_updates += 1
+        self.part.lerp_(master.detach(), 1.0 - decay_after(self.num_updates, self._decay_limit))
+
+    @torch.no_grad()
+    def restore(self, part: torch.Tensor, num_updates: int) -> None:
+        """Continue from a checkpoint."""
+        self.part.copy_(part)
+        self.num_updates = num_updates
+
+
+def decay_after(num_updates: int, decay_limit: float) -> float:
+    """Return the decay of an update, warmed up so that early averages forget the first weights."""
+    return min(decay_limit, (1 + num_updates) / (10 + num_updates))

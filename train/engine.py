@@ -1,0 +1,174 @@
+"""DeepSpeed around the U-Net: the only module that imports it.
+
+ZeRO-2 flattens all parameters, in their order, into one vector, pads it, and gives each rank an equal
+part with the fp32 master and both moments. That partition is what checkpoints and EMA are made of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all ranks."""
+
+    rank: int
+    """Number of this process."""
+    size: int
+    """Number of processes."""
+    device: torch.device
+    """Where this rank computes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """What one optimiser step did."""
+
+    grad_norm: float
+    """Global gradient norm before clipping; inf where gradients were not finite."""
+    applied: bool
+    """False where gradients were not finite and the weights stayed as they were."""
+
+
+class Engine:
+    """The U-Net under ZeRO-2."""
+
+    def __init__(self, config: TrainConfig, unet: nn.Module, world: World) -> None:
+        import deepspeed
+
+        self.world = world
+        self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
+        self.engine, *_ = deepspeed.initialize(
+            model=unet, model_parameters=list(unet.parameters()), config=deepspeed_settings(config, world)
+        )
+        self.zero = self.engine.optimizer
+        assert len(self.zero.single_partition_of_fp32_groups) == 1, "one parameter group is one flat vector"
+
+    @property
+    def unet(self) -> nn.Module:
+        """The module with its working-precision weights."""
+        return self.engine.module
+
+    @property
+    def master(self) -> torch.Tensor:
+        """This rank's fp32 part of the flat weights."""
+        return self.zero.single_partition_of_fp32_groups[0]
+
+    @property
+    def moments(self) -> dict[str, torch.Tensor]:
+        """AdamW's state for the master; empty before the first step."""
+        return self.zero.optimizer.state[self.master]
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradient of one micro-batch's mean loss."""
+        self.engine.backward(loss)
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()  # counts the micro-step
+
+    def step(self, lr: float) -> Stepped:
+        """Apply the accumulated gradient; DeepSpeed leaves the weights alone where it is not finite."""
+        for group in self.zero.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        return Stepped(grad_norm=float(self.engine.get_global_grad_norm()), applied=self.engine.was_step_applied())
+
+    def restore(self, master: torch.Tensor, moments: dict[str, torch.Tensor]) -> None:
+        """Put back this rank's part of weights and optimiser state."""
+        with torch.no_grad():
+            self.master.copy_(master)
+        self.zero.optimizer.state[self.master] = {
+            name: tensor.to(self.master.device) if tensor.ndim else tensor.clone() for name, tensor in moments.items()
+        }
+        self.zero.update_lp_params()
+
+    @contextmanager
+    def weights(self, part: torch.Tensor) -> Iterator[nn.Module]:
+        """Give the module these weights (each rank its own part) for a while, without a second copy of the model."""
+        self._show(part)
+        try:
+            yield self.unet
+        finally:
+            self.zero.update_lp_params()  # the masters were never changed
+
+    def gather_on_first_rank(self, part: torch.Tensor) -> torch.Tensor | None:
+        """Return the whole flat vector in CPU memory on rank 0 and None elsewhere; one partition is in flight."""
+        whole = torch.empty(part.numel() * self.world.size) if self.world.rank == 0 else None
+        for rank in range(self.world.size):
+            piece = part.detach().clone() if rank == self.world.rank else torch.empty_like(part)
+            dist.broadcast(piece, src=rank)
+            if whole is not None:
+                whole[rank * part.numel() : (rank + 1) * part.numel()] = piece.float().cpu()
+        return whole
+
+    @torch.no_grad()
+    def _show(self, part: torch.Tensor) -> None:
+        """Fill the working-precision weights of all ranks from fp32 parts, through ZeRO's own gather."""
+        saved = self.master.detach().clone()
+        self.master.copy_(part)
+        self.zero.update_lp_params()
+        self.master.copy_(saved)
+
+
+def start_world() -> World:
+    """Join the process group that the launcher's environment variables describe."""
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    if not on_gpu:
+        # DeepSpeed would compile its shared-memory collective at the first start; gloo needs no compiler.
+        deepspeed.ops.__compatible_ops__ = {}
+    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(
+        "nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=30)
+    )
+    return World(rank=rank, size=size, device=device)
+
+
+def deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
+    """Return DeepSpeed's dictionary; the arithmetic was checked before."""
+    on_gpu = world.device.type == "cuda"
+    optimizer = config.optimizer
+    adamw: dict[str, Any] = {
+        "lr": optimizer.lr_peak,
+        "betas": [optimizer.beta1, optimizer.beta2],
+        "eps": optimizer.epsilon,
+        "weight_decay": optimizer.weight_decay,
+        "torch_adam": True,  # torch's own AdamW: no extension to compile
+    }
+    return {
+        "train_batch_size": config.batch.global_batch,
+        "train_micro_batch_size_per_gpu": config.batch.samples_a_pass,
+        "gradient_accumulation_steps": config.batch.grad_accumulation,
+        "gradient_clipping": optimizer.clip_norm,
+        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True},
+        "optimizer": {"type": "AdamW", "params": adamw | ({"fused": True} if on_gpu else {})},
+        "zero_optimization": {
+            "stage": 2,
+            "overlap_comm": config.overlap_comm and on_gpu,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "reduce_bucket_size": config.reduce_bucket_elements,
+            "allgather_bucket_size": config.reduce_bucket_elements,
+            "round_robin_gradients": False,  # keeps the flat vector in the order of the parameters
+        },
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "zero_force_ds_cpu_optimizer": False,
+    }

@@ -1,0 +1,77 @@
+"""Starts the ranks of one machine where no launcher did, and reads the launchers' ways to say who is who."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
+
+SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+
+def run_ranks(module: str, argv: Sequence[str], ranks: int) -> int:
+    """Run `python -m module argv` once for each rank, pass SIGTERM on, and return the first bad exit code or 0.
+
+    Unlike torchrun this gives the ranks all the time they need to save after SIGTERM, and imports no torch.
+    """
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *argv],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: _terminate(children))
+    return _wait(children)
+
+
+def adopt_launcher(environ: MutableMapping[str, str]) -> bool:
+    """Return whether a launcher started this process, after translating Slurm's names to torch's."""
+    if "RANK" in environ:
+        return True
+    if "SLURM_STEP_ID" not in environ or not all(name in environ for name in SLURM.values()):
+        return False
+    environ.update({name: environ[slurm_name] for name, slurm_name in SLURM.items()})
+    environ.setdefault("MASTER_ADDR", _first_host(environ))
+    environ.setdefault("MASTER_PORT", str(20_000 + int(environ.get("SLURM_JOB_ID", "0")) % 20_000))
+    return True
+
+
+def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; when one fails, end the others, which would wait for it in vain."""
+    while any(child.poll() is None for child in children):
+        failed = [child.returncode for child in children if child.returncode]
+        if failed:
+            time.sleep(2.0)  # the others may be about to report the same error
+            _terminate(children, signal.SIGKILL)
+        time.sleep(0.1)
+    return next((child.returncode for child in children if child.returncode), 0)
+
+
+def _terminate(children: list[subprocess.Popen[bytes]], number: int = signal.SIGTERM) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _first_host(environ: Mapping[str, str]) -> str:
+    """Return the first node of the job; raises ValueError where scontrol cannot say it."""
+    nodes = environ.get("SLURM_STEP_NODELIST", environ.get("SLURM_NODELIST", ""))
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    answer = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise ValueError(f"MASTER_ADDR is not set and scontrol cannot expand {nodes!r}; export MASTER_ADDR")
+    return answer.stdout.split()[0]

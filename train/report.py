@@ -1,0 +1,72 @@
+"""What a run says of itself: one live line, metrics as JSON lines and TensorBoard events, run.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "open_clip_torch")
+
+
+class Report:
+    """Rank 0's console and log files; the other ranks hold a silent one."""
+
+    def __init__(self, folder: Path, *, active: bool, steps: int) -> None:
+        self._active = active
+        self._folder = folder
+        self._steps = steps
+        if active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder.mkdir(parents=True, exist_ok=True)
+            self._events = SummaryWriter(str(folder / "tensorboard"))
+            self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        if self._active:
+            print(text, flush=True)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Append one record."""
+        if not self._active:
+            return
+        self._lines.write(json.dumps({"step": step, "time": time.time()} | values) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def progress(self, step: int, values: dict[str, float], seconds_left: float) -> None:
+        """Show the live line: rewritten in place on a terminal, one line a time in a log."""
+        if not self._active:
+            return
+        line = (
+            f"step {step}/{self._steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}"
+            f"  {values['images_per_s']:.1f} images/s  grad norm {values['grad_norm']:.3f}"
+            f"  {time.strftime('%H:%M:%S', time.gmtime(seconds_left))} left"
+        )
+        print(line, end="\r" if sys.stdout.isatty() and step < self._steps else "\n", flush=True)
+
+    def run_json(self, values: dict[str, Any]) -> None:
+        """Write run.json at once, whole."""
+        if not self._active:
+            return
+        draft = self._folder / ".run.json.partial"
+        draft.write_text(json.dumps({"versions": versions()} | values, indent=1))
+        os.replace(draft, self._folder / "run.json")
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self._active:
+            self._events.close()
+            self._lines.close()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that shape the numbers."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}

@@ -1,0 +1,175 @@
+"""python -m train.sample: captions to pictures, the base for the high noise and the refiner for the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from curate.config import require
+from curate.config_file import read_settings, stop
+from train.config import TrainConfig
+from train.export import export_folder
+from train.recipes import RECIPES
+from train.settings import read_train_settings, section
+
+PROG = "train.sample"
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+CAPTION_LINE_PX, CAPTION_LINES = 12, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What is drawn, and how."""
+
+    root: str
+    """Folder with `export/`; `samples.png` goes there, too."""
+    prompts: str | None = None
+    """File with one prompt a line; null takes captions of the shards table."""
+    out: str | None = None
+    """PNG to write; null means `<root>/samples.png`."""
+    steps: int = 20
+    """Sampler steps of base and refiner together."""
+    guidance: float = 5.0
+    """Classifier-free guidance."""
+    split: float = 0.8
+    """Share of the steps that the base takes, above 0; at 1 the refiner does nothing."""
+    seed: int = 0
+    """Seed of the first picture's noise; the next picture takes the next one."""
+    count: int = 9
+    """Pictures, where captions of the shards are the prompts."""
+    size_px: int | None = None
+    """Side of the pictures; null is the side that the base was trained at."""
+
+    def __post_init__(self) -> None:
+        require(0.0 < self.split <= 1.0, "split", self.split, "must be above 0 and at most 1")
+        require(self.steps > 0, "steps", self.steps, "must be at least 1")
+        require(self.count > 0, "count", self.count, "must be at least 1")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read the settings, draw the pictures, write the grid."""
+    settings, flags = read_settings(
+        SampleConfig, argv, prog=PROG, description="Draw a grid of pictures.", section=_root_of
+    )
+    file = ["--config", flags.config] if flags.config else []
+    base, refiner = (
+        read_train_settings(model, [*file, "--root", settings.root], prog=PROG, description="")[0] for model in RECIPES
+    )
+    if not export_folder(base).exists():
+        stop(PROG, f"no {export_folder(base)}: run python -m train.export first")
+    try:
+        prompts = read_prompts(settings)
+    except (OSError, ValueError) as error:
+        stop(PROG, str(error))
+    images = draw(base, refiner, prompts, settings)
+    out = Path(settings.out or f"{settings.root}/samples.png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grid(images, prompts).save(out)
+    print(f"{len(images)} pictures: {out}{_untrained_note(base)}")
+    return 0
+
+
+def draw(base: TrainConfig, refiner: TrainConfig, prompts: list[str], settings: SampleConfig) -> list[Image.Image]:
+    """Return one picture for each prompt; without an exported refiner the base does every step, and this is said."""
+    import torch
+
+    from train.export import load_pipeline
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    refine = export_folder(refiner).exists() and settings.split < 1.0
+    if not refine:
+        print("the base draws alone (no exported refiner, or split 1)")
+    side_px = _side_px(base, settings)
+    shared = {
+        "prompt": prompts,
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance,
+        "generator": [torch.Generator().manual_seed(settings.seed + number) for number in range(len(prompts))],
+    }
+    drawn = (
+        load_pipeline("base", export_folder(base))
+        .to(device)(
+            **shared,
+            height=side_px,
+            width=side_px,
+            denoising_end=settings.split if refine else None,
+            output_type="latent" if refine else "pil",
+        )
+        .images
+    )
+    if not refine:
+        return drawn
+    return (
+        load_pipeline("refiner", export_folder(refiner))
+        .to(device)(
+            **shared,
+            image=drawn,
+            denoising_start=settings.split,
+            aesthetic_score=AESTHETIC_SCORE,
+            negative_aesthetic_score=NEGATIVE_AESTHETIC_SCORE,
+            original_size=(side_px, side_px),
+            target_size=(side_px, side_px),
+        )
+        .images
+    )
+
+
+def read_prompts(settings: SampleConfig) -> list[str]:
+    """Return the lines of a file, or the first captions of the shards table."""
+    if settings.prompts is not None:
+        lines = [line.strip() for line in Path(settings.prompts).read_text().splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"prompts = {settings.prompts}: no prompts in it")
+        return lines
+    from train.index import read_index
+
+    index = read_index(settings.root, "train", needs_aesthetic=False)
+    captions = dict.fromkeys(index.table.column("caption").to_pylist())
+    return [caption for caption in captions if caption][: settings.count]
+
+
+def grid(images: list[Image.Image], captions: list[str], cell_px: int = 192) -> Image.Image:
+    """Return the pictures in a near-square grid, each enlarged to `cell_px` with its caption below."""
+    columns = math.ceil(math.sqrt(len(images)))
+    height_px = cell_px + CAPTION_LINE_PX * CAPTION_LINES + 4
+    sheet = Image.new("RGB", (columns * cell_px, math.ceil(len(images) / columns) * height_px), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = number % columns * cell_px, number // columns * height_px
+        scale = cell_px / max(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        sheet.paste(image.resize(size, Image.Resampling.BICUBIC), (left, top))
+        pen.multiline_text((left + 2, top + cell_px + 1), wrap(caption, cell_px // 6), fill="black", spacing=1)
+    return sheet
+
+
+def wrap(caption: str, width: int) -> str:
+    """Return the caption in a few lines of at most `width` characters."""
+    return "\n".join(textwrap.wrap(caption, width, max_lines=CAPTION_LINES, placeholder=" ..."))
+
+
+def _side_px(config: TrainConfig, settings: SampleConfig) -> int:
+    vae = json.loads((export_folder(config) / "vae/config.json").read_text())
+    return settings.size_px or config.unet.sample_size * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _root_of(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the root, after checking the whole document for keys that nobody knows."""
+    return {"root": section(document, "base")["root"]}
+
+
+def _untrained_note(config: TrainConfig) -> str:
+    untrained = any(tower.weights is None for tower in config.text_towers)
+    return " (text towers UNTRAINED: captions steer little)" if untrained else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

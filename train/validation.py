@@ -1,0 +1,86 @@
+"""The fixed-noise validation loss: the same samples, noise and timesteps every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from train.config import TrainConfig
+from train.data import Batch, Part, Source, collate, read_part
+from train.diffusion import Draws, draw
+from train.engine import World
+from train.index import Index
+
+_VALIDATION = 21
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A few draws of one bucket."""
+
+    batch: Batch
+    """Their samples."""
+    draws: Draws
+    """Noise and stratified timesteps."""
+
+
+class Validation:
+    """This rank's share of the draws, read once and kept."""
+
+    def __init__(self, config: TrainConfig, index: Index, source: Source, *, world: World, factor: int) -> None:
+        still = replace(config, augment=replace(config.augment, flip_prob=0.0, jitter=0.0))
+        self._config = config
+        self._factor = factor
+        self._chunks = [
+            self._chunk(numbers, [read_part(still, source, index.sample(row), 0) for row in rows])
+            for numbers, rows in _chunks(config, index)[world.rank :: world.size]
+        ]
+
+    def mean_loss(self, losses_of: Callable[[Batch, Draws], torch.Tensor], device: torch.device) -> float:
+        """Return the mean over all ranks' draws of `losses_of(batch, draws)`, a loss for each draw."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        for chunk in self._chunks:
+            losses_B = losses_of(chunk.batch, chunk.draws).double().cpu()
+            sums += torch.stack([losses_B.sum(), torch.tensor(float(len(losses_B)), dtype=torch.float64)])
+        sums = sums.to(device)
+        dist.all_reduce(sums)
+        return float(sums[0] / sums[1])
+
+    def _chunk(self, numbers: list[int], parts: list[Part]) -> Chunk:
+        batch = collate(0, tuple(numbers), parts)
+        return Chunk(batch=batch, draws=self._draws(numbers, latent_shape(self._config, batch, self._factor)))
+
+    def _draws(self, numbers: list[int], shape_CHW: tuple[int, int, int]) -> Draws:
+        objective = self._config.objective
+        draws = draw(objective, [(self._config.seed, _VALIDATION, number) for number in numbers], shape_CHW)
+        span = objective.timestep_high + 1 - objective.timestep_low
+        middles = (np.array(numbers) + 0.5) / self._config.validation_samples
+        return replace(
+            draws,
+            timesteps_B=torch.from_numpy((objective.timestep_low + middles * span).astype(np.int64)),
+            dropped_B=torch.zeros(len(numbers), dtype=torch.bool),
+        )
+
+
+def latent_shape(config: TrainConfig, batch: Batch, factor: int) -> tuple[int, int, int]:
+    """Return the latent's (C, h, w); `factor` is 1 for moments and the autoencoder's for pictures."""
+    height, width = batch.arrays_BCHW.shape[-2:]
+    return config.unet.latent_channels, height // factor, width // factor
+
+
+def _chunks(config: TrainConfig, index: Index) -> list[tuple[list[int], list[int]]]:
+    """Return (numbers of the draws, rows of their samples); a chunk stays in one bucket and one micro-batch."""
+    bucket_of = {int(row): bucket for bucket, rows in enumerate(index.buckets()) for row in rows}
+    by_bucket: dict[int, list[int]] = {}
+    for number in np.random.default_rng((config.seed, _VALIDATION)).permutation(config.validation_samples).tolist():
+        by_bucket.setdefault(bucket_of[number % len(index)], []).append(number)
+    size = config.batch.samples_a_pass
+    return [
+        (numbers[start : start + size], [number % len(index) for number in numbers[start : start + size]])
+        for _, numbers in sorted(by_bucket.items())
+        for start in range(0, len(numbers), size)
+    ]
