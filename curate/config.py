@@ -266,7 +266,7 @@ class EncodeConfig:
     """The latent shards."""
 
     vae: str | None = None
-    """Folder of a diffusers AutoencoderKL; null skips the step (training then encodes online)."""
+    """SDXL's by its name in infra/weights.yaml, or a diffusers AutoencoderKL folder; null skips the step."""
     fit: AutoencoderFit | None = None
     """Fit a small autoencoder into `vae` first (demonstrations only); null uses the folder as it is."""
     batch_size: int = 16

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from curate.config import CurationConfig
 from curate.cut_offs import check as check_cut_offs
-from curate.weights import path_of
+from curate.weights import path_of, registry
+from pipelines.store import Root
 
 
 def preflight(config: CurationConfig) -> None:
@@ -12,6 +13,7 @@ def preflight(config: CurationConfig) -> None:
     check_cut_offs(config.selection, config.score)
     check_clip_weights(config)
     check_head_weights(config)
+    check_vae(config)
 
 
 def check_clip_weights(config: CurationConfig) -> None:
@@ -25,3 +27,14 @@ def check_head_weights(config: CurationConfig) -> None:
     for head in config.score.heads:
         if head.weights is not None:
             path_of(head.weights)
+
+
+def check_vae(config: CurationConfig) -> None:
+    """Raise MissingWeights or FileNotFoundError where the autoencoder to encode with is absent."""
+    vae = config.encode.vae
+    if vae is None or config.encode.fit is not None:
+        return
+    if vae in registry():
+        path_of(vae)
+    elif not Root(vae).exists("config.json"):
+        raise FileNotFoundError(f"encode.vae = {vae}: neither a name in infra/weights.yaml nor a diffusers folder")

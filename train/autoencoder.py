@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file
 
 from curate.config import require
+from curate.weights import path_of, registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +51,44 @@ class FitConfig:
         require(self.latent_channels >= 3, "fit.latent_channels", self.latent_channels, "must be at least 3")
 
 
-def load_vae(folder: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> AutoencoderKL:
-    """Return the frozen autoencoder of a local folder or fsspec URL, in eval mode.
+SDXL_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 1024,
+    "scaling_factor": 0.13025,
+}
+"""The published autoencoder of SDXL, 83.65 M parameters."""
 
-    Raises FileNotFoundError where the folder holds none.
+
+def load_vae(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> AutoencoderKL:
+    """Return a frozen autoencoder in eval mode: SDXL's by its name in infra/weights.yaml, or a diffusers folder.
+
+    A folder may be an fsspec URL. Raises MissingWeights where registered weights are absent, and
+    FileNotFoundError where a folder holds no autoencoder.
     """
+    vae = _registered(name) if name in registry() else _of_folder(name)
+    return vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _registered(name: str) -> AutoencoderKL:
+    vae = AutoencoderKL(**SDXL_VAE)
+    vae.load_state_dict(load_file(path_of(name)))
+    return vae
+
+
+def _of_folder(folder: str) -> AutoencoderKL:
     fs, path = fsspec.core.url_to_fs(folder)
     if not fs.exists(f"{path}/config.json"):
-        raise FileNotFoundError(f"vae = {folder!r}: no config.json there, expected a diffusers AutoencoderKL folder")
+        told = "no config.json there; expected a diffusers AutoencoderKL folder or a name of infra/weights.yaml"
+        raise FileNotFoundError(f"vae = {folder!r}: {told}")
     with tempfile.TemporaryDirectory() as local:
         source = path if "file" in fs.protocol else local
         if source == local:
             fs.get(f"{path}/", f"{local}/", recursive=True)
-        vae = AutoencoderKL.from_pretrained(source, torch_dtype=dtype, low_cpu_mem_usage=False)
-    return vae.to(device).eval().requires_grad_(False)
+        return AutoencoderKL.from_pretrained(source, low_cpu_mem_usage=False)
 
 
 def fingerprint(vae: AutoencoderKL) -> str:

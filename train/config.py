@@ -202,7 +202,7 @@ class TrainConfig:
     text_towers: tuple[TextTower, ...]
     """Frozen text encoders; the last one gives the pooled embedding."""
     vae: str | None = None
-    """Folder (fsspec URL) of the diffusers AutoencoderKL."""
+    """SDXL's autoencoder by its name in infra/weights.yaml, or a folder (fsspec URL) with a diffusers AutoencoderKL."""
     source: Literal["latents", "images"] = "latents"
     """Read cached latents, or decode, augment and encode pictures."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -22,6 +22,7 @@ def base() -> TrainConfig:
             pooled_dim=1280,
         ),
         text_towers=(CLIP_L, CLIP_BIGG),
+        vae="sdxl_vae",
         objective=ObjectiveConfig(timestep_low=0, timestep_high=999),
     )
 
@@ -40,6 +41,7 @@ def refiner() -> TrainConfig:
             pooled_dim=1280,
         ),
         text_towers=(CLIP_BIGG,),
+        vae="sdxl_vae",
         objective=ObjectiveConfig(timestep_low=0, timestep_high=199),
     )
 
