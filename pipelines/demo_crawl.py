@@ -82,6 +82,7 @@ def crawl_offers() -> list[Offer]:
             caption = _caption(subject, rng, number)
             offers.append(Offer(path=f"/{name}/{number}.jpg", body=_jpeg(scene, 93), caption=caption))
             offers.extend(_variants(name, number, scene, subject, rng))
+        offers.append(_badly_captioned(name, subject, _scene(photo, rng), len(offers)))
     return offers + _error_images() + _oddities(rng)
 
 
@@ -119,7 +120,7 @@ def _variants(name: str, number: int, scene: Image.Image, subject: str, rng: ran
     elif kind == 4:
         yield Offer(path=f"/{name}/{number}-mark.jpg", body=_jpeg(_watermarked(scene), 90), caption=caption)
     elif kind == 5:
-        yield Offer(path=f"/{name}/{number}.png", body=_encoded(scene, "PNG"), caption=_bad_caption(rng, name, subject))
+        yield Offer(path=f"/{name}/{number}.png", body=_encoded(scene, "PNG"), caption=caption)
 
 
 def _watermarked(scene: Image.Image) -> Image.Image:
@@ -128,19 +129,21 @@ def _watermarked(scene: Image.Image) -> Image.Image:
     return marked
 
 
-def _bad_caption(rng: random.Random, name: str, subject: str) -> str | None:
-    return rng.choice(
-        (
-            None,
-            "Click here to enlarge the image",
-            f"IMG_{rng.randint(1000, 9999)}.JPG",
-            f"{name}.jpg",
-            f"<b>{subject}</b>, ask jane.doe@example.com for prints",
-            "Ein altes Foto aus dem Archiv unserer Stadt, aufgenommen im Sommer",
-            "Une vieille photographie des archives de notre ville, prise en hiver",
-            "buy buy buy buy buy buy buy buy",
-        )
+def _badly_captioned(name: str, subject: str, scene: Image.Image, number: int) -> Offer:
+    """Return a picture of its own with a missing, wrong or boilerplate caption; an e-mail address is masked."""
+    bad = (
+        None,
+        f"IMG_{1000 + number}.JPG",
+        f"{subject.title()}, ask jane.doe@example.com for prints",
+        "Ein altes Foto aus dem Archiv unserer Stadt, aufgenommen im Sommer",
+        f"{name}.jpg",
+        "Une vieille photographie des archives de notre ville, prise en hiver",
+        "buy buy buy buy buy buy buy buy",
+        "nice one",
     )
+    turn = list(PHOTOS).index(next(path for path in PHOTOS if name in path))
+    caption = bad[turn // 2 % len(bad)] if turn % 2 else "Click here to enlarge the image"
+    return Offer(path=f"/captions/{name}.jpg", body=_jpeg(scene, 92), caption=caption)
 
 
 def _error_images() -> list[Offer]:
