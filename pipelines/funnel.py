@@ -36,8 +36,10 @@ def lines(root: Root, found: dict[str, Any]) -> list[str]:
         told.append(f"  {stage:<10} drops {sum(reasons.values()):>8,}{'':<9}{left:>10,}")
         told += [f"    {reason:<28}{count:>10,}" for reason, count in reasons.items()]
     told.append(f"{'rows kept':<34}{found['rows_kept']:>10,}")
-    for table in ("features", "scores"):
-        for model in manifest(root, table)["models"]:
-            if "UNTRAINED" in model:
-                told.append(f"note: {table} by {model}; no sample is dropped by such a score")
+    told += [f"note: embeddings by {model}; duplicate_semantic rests on them" for model in _untrained(root, "features")]
+    told += [f"note: {model}; no cut-off uses it" for model in _untrained(root, "scores")]
     return told
+
+
+def _untrained(root: Root, table: str) -> list[str]:
+    return [model for model in manifest(root, table)["models"] if "UNTRAINED" in model]

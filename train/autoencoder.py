@@ -70,7 +70,8 @@ def load_vae(name: str, dtype: torch.dtype = torch.float32, device: torch.device
     FileNotFoundError where a folder holds no autoencoder.
     """
     vae = _registered(name) if name in registry() else _of_folder(name)
-    return vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    vae = vae.to(device) if dtype == torch.float32 else vae.to(device=device, dtype=dtype)
+    return vae.eval().requires_grad_(False)
 
 
 def _registered(name: str) -> AutoencoderKL:

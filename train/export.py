@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 def export(config: TrainConfig) -> bool:
     """Write one folder, load it back, print what was compared, and return whether it agrees."""
+    hide_loading_bars()
     pipeline, text = build_pipeline(config)
     final = export_folder(config)
     draft = final.with_name(f".{final.name}.partial")
@@ -101,10 +102,22 @@ def compare(config: TrainConfig, folder: Path, unet: Any, text: Any) -> tuple[fl
     return float(unet_difference), float(text_difference)
 
 
+def hide_loading_bars() -> None:
+    """Switch off the bars that diffusers, transformers and the hub client draw for each file."""
+    import diffusers
+    import huggingface_hub.utils
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.disable_progress_bars()
+
+
 def load_pipeline(model: str, folder: Path) -> Any:
     """Return diffusers' pipeline of an exported folder, without progress bars."""
     from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
+    hide_loading_bars()
     kind = {"base": StableDiffusionXLPipeline, "refiner": StableDiffusionXLImg2ImgPipeline}[model]
     pipeline = kind.from_pretrained(folder, add_watermarker=False, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
