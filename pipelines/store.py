@@ -53,7 +53,8 @@ class Root:
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
-        return fsspec.core.url_to_fs(self.url)[0]
+        """Without a cache of listings, which would hide what other processes write."""
+        return fsspec.core.url_to_fs(self.url, use_listings_cache=False)[0]
 
     def path(self, relative: str) -> str:
         return posixpath.join(fsspec.core.url_to_fs(self.url)[1], relative)

@@ -14,10 +14,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import pandas as pd
 import psutil
 import pytest
 import yaml
+from moto.server import ThreadedMotoServer
 
 from tests.conftest import encoded, picture
 from tests.pipelines.small_run import PROJECT, run, settings
@@ -34,8 +36,8 @@ def write_dump(folder: Path, count: int) -> None:
 
 
 def dump_only(folder: Path, **changes: object) -> Path:
-    dump = {"name": "dump", "folder": str(folder / "dump")}
-    return settings(folder, web=[], dumps=[dump], ingest={"rows_per_shard": 4}, **changes)
+    dumps = [{"name": "dump", "folder": str(folder / "dump")}]
+    return settings(folder, **{"web": [], "dumps": dumps, "ingest": {"rows_per_shard": 4}} | changes)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +201,34 @@ def test_ray_job_submit(tmp_path, cluster):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert hashes(tmp_path) == before
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 server on loopback with one bucket; yields its file system."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    said = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in (said | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
+        monkeypatch.setenv(name, value)
+    fs = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+    fs.mkdir("bucket")
+    yield fs
+    server.stop()
+
+
+def test_sources_and_root_may_lie_in_s3(tmp_path, s3):
+    write_dump(tmp_path, 6)
+    s3.put(str(tmp_path / "dump"), "bucket/dump", recursive=True)
+    config = dump_only(tmp_path, dumps=[{"name": "dump", "folder": "s3://bucket/dump"}], root="s3://bucket/out")
+    run("pipelines/run.py", "--config", str(config))
+    written = set(s3.find("bucket/out"))
+    assert sum(path.startswith("bucket/out/shards/") for path in written) == 2
+    assert json.loads(s3.cat_file("bucket/out/run.json"))["funnel"]["rows_kept"] == 6
+    again = run("pipelines/run.py", "--config", str(config))
+    assert "0 already there" not in again.stderr
+    assert set(s3.find("bucket/out")) == written
 
 
 @pytest.mark.shared
