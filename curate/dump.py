@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import fsspec
 
 from curate.config import DumpSource
+from curate.sample import storable
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl")
 
@@ -63,7 +64,7 @@ def _captions(source: DumpSource, fs: fsspec.AbstractFileSystem, folder: str) ->
             caption = caption[0] if caption else None
         name = posixpath.normpath(str(row[source.file_column]))
         if not name.startswith(("../", "/")):
-            captions[name] = None if caption is None else str(caption)
+            captions[name] = None if caption is None else storable(str(caption))
     return captions
 
 

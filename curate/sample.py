@@ -30,6 +30,11 @@ def sample_uid(source: str, key: str, caption: str | None) -> str:
     return hashlib.sha256(framed).hexdigest()[:32]
 
 
+def storable(text: str) -> str:
+    """Return the text as valid Unicode: a lone surrogate, as in broken JSON or file names, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def download_status(message: str | None) -> str:
     """Return the class of a downloader's error message.
 

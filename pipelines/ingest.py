@@ -23,7 +23,7 @@ from curate import crawl, sample
 from curate.config import CurationConfig, DumpSource, WebSource
 from curate.dump import DumpRow, list_dump
 from curate.image import UnreadableImage, read_header
-from curate.sample import sample_uid
+from curate.sample import sample_uid, storable
 from curate.tar import TarShard
 from pipelines.command import run_step
 from pipelines.progress import Progress
@@ -203,7 +203,7 @@ def _dumped(dump: DumpSource, number: int, rows: list[DumpRow]) -> Iterator[tupl
         if entry.sidecar:
             caption = fs.cat_file(f"{folder}/{entry.sidecar}").decode("utf-8", errors="replace").strip()
         row: dict[str, Any] = {"uid": sample_uid(dump.name, entry.path, caption), "source": dump.name}
-        row |= {"url": entry.path, "caption": caption, "license": dump.license}
+        row |= {"url": storable(entry.path), "caption": caption, "license": dump.license}
         try:
             yield row, fs.cat_file(f"{folder}/{entry.path}")
         except OSError as error:

@@ -81,6 +81,21 @@ def test_an_empty_dump_is_no_error(tmp_path):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["funnel"]["rows_in"] == 0
 
 
+def test_a_dump_without_one_good_picture_is_no_error(tmp_path):
+    """Broken pictures, odd file names and a caption that is not valid Unicode: rows with a status, nothing kept."""
+    folder = tmp_path / "dump"
+    folder.mkdir()
+    for name in ("a.b.jpg", "\u00fc \u4e2d\u6587.png", "empty.gif", os.fsdecode(b"bad-\xff.jpg")):
+        (folder / name).write_bytes(b"" if name == "empty.gif" else b"no picture")
+    (folder / "c.jsonl").write_text('{"file_name": "a.b.jpg", "caption": "half a pair \\ud800 in here"}\n')
+    dumps = [{"name": "dump", "folder": str(folder), "captions": "c.jsonl"}]
+    done = run("pipelines/run.py", "--config", str(dump_only(tmp_path, dumps=dumps)))
+    assert "rows kept                                  0" in done.stdout
+    rows = pd.read_parquet(tmp_path / "out" / "tables" / "samples")
+    assert sorted(rows.status) == ["empty", "not_an_image", "not_an_image", "not_an_image"]
+    assert "half a pair ? in here" in set(rows.caption)
+
+
 def test_init_writes_a_configuration_that_reads(tmp_path):
     script = str(PROJECT / "pipelines" / "run.py")
     done = subprocess.run([sys.executable, script, "--init"], cwd=tmp_path, capture_output=True, text=True, check=True)
