@@ -110,7 +110,7 @@ def run(*words: str, check: bool = True, **environment: str) -> subprocess.Compl
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
     if check and done.returncode != 0:

@@ -195,6 +195,24 @@ def wait_for_port(port: int) -> None:
     raise AssertionError("the Ray dashboard did not come up")
 
 
+def submit(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
+    """Submit a job; a head that has only just started has no agent for it yet, and says so."""
+    for _ in range(20):
+        done = subprocess.run(
+            [ray_command(), "job", "submit", *words],
+            cwd=cluster.checkout,
+            env=cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+        time.sleep(3)
+    return done
+
+
 def test_ray_job_submit(tmp_path, cluster):
     """Both forms as the README has them; the short one takes darkroom.yaml from where the cluster was started."""
     write_dump(tmp_path, 6)
@@ -205,15 +223,7 @@ def test_ray_job_submit(tmp_path, cluster):
     for words in (long, ("pipelines/dedup.py",)):
         for path in (tmp_path / "out" / "tables" / "duplicates").glob("*.parquet"):
             path.unlink()
-        done = subprocess.run(
-            [ray_command(), "job", "submit", *words],
-            cwd=cluster.checkout,
-            env=cluster.environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        done = submit(cluster, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         assert hashes(tmp_path) == before
 
