@@ -88,7 +88,7 @@ def _distinct_rows(source: WebSource, reader: str) -> str:
 
     return f"""
         SELECT url, caption, min(license) AS license
-        FROM (SELECT {text(source.url_column)} AS url, {text(source.caption_column)} AS caption,
+        FROM (SELECT nullif({text(source.url_column)}, '') AS url, nullif({text(source.caption_column)}, '') AS caption,
                      {text(source.license_column)} AS license FROM {reader})
         GROUP BY url, caption
         ORDER BY md5(concat_ws(chr(0), url, caption)), url, caption"""
@@ -163,7 +163,7 @@ def _stdout_to(log: Path) -> Iterator[None]:
 
 def finished(folder: str) -> dict[str, str]:
     """Return img2dataset's complete shards below a folder by chunk, as paths without ending; no cut-off ones."""
-    fs, path = fsspec.core.url_to_fs(folder)
+    fs, path = fsspec.core.url_to_fs(folder, use_listings_cache=False)
     found: dict[str, str] = {}
     for stats in sorted(fs.glob(posixpath.join(path, "*", "*_stats.json"))):
         stem = stats.removesuffix("_stats.json")
@@ -175,7 +175,7 @@ def finished(folder: str) -> dict[str, str]:
 
 def discard_cut_off(folder: str) -> None:
     """Remove the statistics of cut-off shards, which img2dataset would otherwise take for done."""
-    fs, path = fsspec.core.url_to_fs(folder)
+    fs, path = fsspec.core.url_to_fs(folder, use_listings_cache=False)
     for stats in fs.glob(posixpath.join(path, "*", "*_stats.json")):
         if not _is_whole(fs, stats.removesuffix("_stats.json")):
             fs.rm(stats)

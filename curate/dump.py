@@ -74,7 +74,7 @@ def _records(text: str, name: str, where: str) -> Iterator[dict]:
         return
     if not name.endswith((".jsonl", ".json", ".ndjson")):
         raise ValueError(f"{where}: captions are .jsonl, .csv or .tsv")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)

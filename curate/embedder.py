@@ -30,7 +30,7 @@ class Embedder:
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Return open_clip's own inference tensor, float32 CHW."""
-        return self._transform(image)
+        return self._transform(middle(image))
 
     def complete(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows with `embedding` (float16) and `clip_similarity` where there is a `tensor`."""
@@ -54,6 +54,15 @@ class Embedder:
     @torch.inference_mode()
     def _texts(self, texts: list[str]) -> np.ndarray:
         return _unit(self._model.encode_text(self._tokenize(texts).to(self._device)))
+
+
+def middle(image: Image.Image, max_aspect: int = 8) -> Image.Image:
+    """Return the middle of a long strip: the transform would enlarge all of it to keep its central square."""
+    longest = max_aspect * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    left, top = max(0, image.width - longest) // 2, max(0, image.height - longest) // 2
+    return image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
 
 
 def _unit(embeddings_BD: torch.Tensor) -> np.ndarray:

@@ -6,9 +6,10 @@ Shape legend: H height, W width, C channels.
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 from curate import sample
 
@@ -53,10 +54,46 @@ def decode(data: bytes, max_megapixels: float) -> Image.Image:
             )
         try:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+            return _to_rgb(_upright(image))
+        except _DECODER_ERRORS as error:
             status = sample.TRUNCATED if "truncated" in str(error) else sample.DECODE_ERROR
             raise UnreadableImage(status, f"{type(error).__name__}: {error}") from error
+
+
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise on hostile files."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation, and what undoes it."""
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the picture turned by its EXIF orientation, whatever its other tags hold."""
+    turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = image.info  # transparency and colour profile
+    return turned
 
 
 def _open(data: bytes) -> Image.Image:

@@ -20,7 +20,7 @@ from curate.config import CurationConfig
 from curate.image import UnreadableImage, decode
 from pipelines.command import run_step
 from pipelines.preflight import check_clip_weights
-from pipelines.runner import Fragment, Made, Report, Runner, Step
+from pipelines.runner import Fragment, Made, Report, Runner, Step, shaping
 from pipelines.store import Root, fragments, table_file
 from schemas import features
 from schemas.column import conform, with_model
@@ -39,7 +39,7 @@ def embed(runner: Runner) -> list[Report]:
     ]
     step = Step(
         table="features",
-        settings=config.embed,
+        settings=shaping(config.embed, "actors", "batch_size"),
         build=_build,
         actors=config.embed.actors,
         uses_gpu=True,

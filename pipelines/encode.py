@@ -20,8 +20,8 @@ if __name__ == "__main__":
 from curate.config import AutoencoderFit, CurationConfig
 from curate.tar import TarShard
 from pipelines.command import run_step
-from pipelines.runner import Fragment, Made, Report, Runner, Step, say
-from pipelines.store import Root, digest, fragments, table_file
+from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
+from pipelines.store import Root, digest, fragments, scratch_file, table_file
 from schemas.latents import SCHEMA
 
 FIT_RECEIPT = "darkroom_fit.json"
@@ -38,7 +38,7 @@ def encode(runner: Runner) -> list[Report]:
         _fit_once(root, config.encode.vae, config.encode.fit, shards)
     said = _vae_facts(config.encode.vae) if shards else {}
     wanted = [Fragment(name=name, made_from=[receipt, said], arguments=(name,)) for name, receipt in shards.items()]
-    report = runner.run(Step(table="latents", settings=config.encode, build=_build), wanted)
+    report = runner.run(Step(table="latents", settings=shaping(config.encode, "batch_size"), build=_build), wanted)
     root.write_json("latents/run.json", {**said, "variants": 2 if config.encode.flip else 1, "rows": report.rows})
     return [report]
 
@@ -62,7 +62,7 @@ def _build(config: CurationConfig) -> Any:
     def write(name: str) -> Made:
         rows = root.read_table(table_file("shards", name)).to_pylist()
         relative = rows[0]["shard"].replace("shards/", "latents/", 1)
-        path, placed = Path(tempfile.mkstemp(suffix=".tar")[1]), []
+        path, placed = scratch_file(".tar"), []
         with path.open("wb") as file:
             tar = TarShard(file)
             for first in range(0, len(rows), size):

@@ -23,7 +23,7 @@ from curate.resize import fit, jpeg_bytes
 from curate.tar import TarShard
 from pipelines.command import run_step
 from pipelines.runner import Fragment, Made, Report, Runner, Step
-from pipelines.store import Root, fragments, parquet_bytes, table_file
+from pipelines.store import Root, fragments, parquet_bytes, scratch_file, table_file
 from schemas.shards import SCHEMA
 
 PLAN_SCHEMA = pa.schema([("shard", pa.string()), ("split", pa.string()), ("rows", pa.int64())])
@@ -112,7 +112,7 @@ def _build(config: CurationConfig) -> Any:
         split, bucket_name, number = shard.split("-")
         relative = f"shards/{split}/{bucket_name}-{number}.tar"
         height_px, width_px = (int(side) for side in bucket_name.split("x"))
-        path = Path(tempfile.mkstemp(suffix=".tar")[1])
+        path = scratch_file(".tar")
         with path.open("wb") as file:
             tar, planned = TarShard(file), root.read_table(_plan_file(shard)).to_pylist()
             rows = [_export_one(root, row, (height_px, width_px), tar, config) for row in planned]

@@ -27,15 +27,18 @@ from curate.sample import sample_uid, storable
 from curate.tar import TarShard
 from pipelines.command import run_step
 from pipelines.progress import Progress
-from pipelines.runner import Fragment, Made, Report, Runner, Step, say
-from pipelines.store import Root, digest, fragments, parquet_bytes, table_file
+from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
+from pipelines.store import Root, digest, fragments, parquet_bytes, scratch_file, table_file
 from schemas import samples
+
+SPEED = ("download_threads", "timeout_s", "retries")
+"""Settings that change no row that came in."""
 
 
 def ingest(runner: Runner) -> list[Report]:
     """Bring in every source; publish urls (crawls only) and samples."""
     config = runner.config
-    step = Step(table="samples", settings=config.ingest, build=_build)
+    step = Step(table="samples", settings=shaping(config.ingest, *SPEED), build=_build)
     wanted = [fragment for dump in config.dumps for fragment in _dump_fragments(dump, config.ingest.rows_per_shard)]
     reports = []
     if config.web:
@@ -70,7 +73,7 @@ def _build_urls(config: CurationConfig) -> Any:
         chunks, lists = [], {}
         for rows in crawl.read_lists(source, files, config.ingest.rows_per_shard):
             name = rows["chunk"][0].as_py()
-            path = Path(tempfile.mkstemp(suffix=".parquet")[1])
+            path = scratch_file(".parquet")
             path.write_bytes(parquet_bytes(rows))
             lists[_list_file(name)] = path
             chunks.append({"source": source.name, "chunk": name, "rows": len(rows)})
@@ -119,7 +122,7 @@ class _Watch:
     """Advances the live line as img2dataset finishes shards."""
 
     def __init__(self, folder: str, progress: Progress) -> None:
-        self._fs, self._path = fsspec.core.url_to_fs(folder)
+        self._fs, self._path = fsspec.core.url_to_fs(folder, use_listings_cache=False)
         self._progress, self._stop = progress, threading.Event()
         self._seen: set[str] = set()
         self._thread = threading.Thread(target=self._poll, daemon=True)
@@ -212,7 +215,7 @@ def _dumped(dump: DumpSource, number: int, rows: list[DumpRow]) -> Iterator[tupl
 
 def _shard(name: str, rows: Iterator[tuple[dict[str, Any], bytes | None]]) -> Made:
     """Write the images to a tar, by uid, and return it with the rows of samples."""
-    path = Path(tempfile.mkstemp(suffix=".tar")[1])
+    path = scratch_file(".tar")
     with path.open("wb") as file:
         shard = TarShard(file)
         done = [_stored(row, data, shard, f"raw/{name}.tar") for row, data in rows]

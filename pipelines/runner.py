@@ -76,6 +76,11 @@ class Report:
     counts: dict[str, int]
 
 
+def shaping(settings: Any, *speed: str) -> dict[str, Any]:
+    """Return the settings that shape a result, without those that only say how fast it is made."""
+    return {name: value for name, value in as_dict(settings).items() if name not in speed}
+
+
 class Runner:
     """One Ray session for a whole run, started when it is first needed."""
 

@@ -14,6 +14,7 @@ import json
 import os
 import posixpath
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -119,6 +120,13 @@ class Root:
             self.fs.rm(self.path(relative), recursive=recursive)
 
 
+def scratch_file(ending: str) -> Path:
+    """Return an empty local file of its own, which whoever commits it removes."""
+    descriptor, name = tempfile.mkstemp(suffix=ending)
+    os.close(descriptor)
+    return Path(name)
+
+
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     return protocol in ("file", "local")
@@ -189,12 +197,18 @@ def publish(root: Root, table: str, receipts: list[Receipt], provenance: dict[st
     before = root.read_json(f"tables/{table}/{MANIFEST}") or {"fragments": {}}
     root.write_json(f"tables/{table}/{MANIFEST}", manifest)
     wanted = {relative for receipt in receipts for relative in receipt.files}
-    for fragment, said in before["fragments"].items():
+    for fragment, said in [*before["fragments"].items(), *_all_receipts(root, table).items()]:
         for relative in said["files"]:
             if relative not in wanted:
                 root.remove(relative)
         if fragment not in manifest["fragments"]:
             root.remove(_receipt_file(table, fragment))
+
+
+def _all_receipts(root: Root, table: str) -> dict[str, Any]:
+    """Return the receipts of every finished fragment by name, those of killed runs with other settings too."""
+    found = [json.loads(root.fs.cat_file(path)) for path in root.fs.glob(root.path(_receipt_file(table, "*")))]
+    return {receipt["fragment"]: receipt for receipt in found}
 
 
 class MissingTable(FileNotFoundError):

@@ -14,7 +14,7 @@ SCHEMA = table(
         column("language_prob", pa.float32(), "its probability", range="0..1"),
         column("num_words", pa.int32(), "whitespace-separated words", unit="words"),
         column("num_clip_tokens", pa.int32(), "CLIP tokens with both end marks, before truncation", unit="tokens"),
-        column("caption_count", pa.int64(), "samples of the whole corpus with this cleaned caption"),
+        column("caption_count", pa.int64(), "samples of the whole corpus with the same caption, case and spaces apart"),
         column("caption_reason", pa.string(), "first rule that the caption breaks; null = fine"),
     ],
 )

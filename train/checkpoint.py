@@ -53,11 +53,12 @@ def save(folder: Path, engine: Engine, ema: Ema, state: State, keep: int) -> Pat
     """Write a checkpoint with all ranks, publish it, and drop the oldest beyond `keep`."""
     world = engine.world
     final = folder / f"step-{state.step:08d}"
-    if _agree(world, world.rank == 0 and final.exists()):
+    if _agree(world, world.rank == 0 and _is_whole(final)):
         return final  # this very step was published before
     draft = folder / f".{final.name}.partial"
     if world.rank == 0:
-        shutil.rmtree(draft, ignore_errors=True)
+        for left_over in (draft, final):  # a killed attempt, a broken checkpoint
+            shutil.rmtree(left_over, ignore_errors=True)
         draft.mkdir(parents=True)
     dist.barrier()
     name = f"part-{world.rank:05d}-of-{world.size:05d}.safetensors"
@@ -89,6 +90,14 @@ def find(folder: Path, resume: str) -> Path | None:
             continue
         return candidate
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        verify(checkpoint)
+    except BrokenCheckpoint:
+        return False
+    return True
 
 
 def verify(checkpoint: Path) -> None:

@@ -243,6 +243,8 @@ def _validation(config: TrainConfig, train_index: Index, frozen: Frozen, world: 
 
 def _agree_on_checkpoint(folder: Path, resume: str, world: World) -> Path | None:
     """Let rank 0 verify and choose, so that all ranks continue from the same one."""
+    if resume == "none" and any(folder.glob("step-*")):
+        raise ValueError(f"--resume none: {folder} holds checkpoints; move them away, or set train.<model>.out")
     chosen: list[Path | None] = [checkpoint.find(folder, resume) if world.rank == 0 else None]
     dist.broadcast_object_list(chosen, src=0)
     return chosen[0]

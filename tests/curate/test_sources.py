@@ -110,3 +110,10 @@ def test_a_cut_off_shard_is_not_taken_for_done(tmp_path):
     assert finished(str(tmp_path)) == {"s-00000": str(tmp_path / "a" / "00000")}
     discard_cut_off(str(tmp_path))
     assert [path.name for path in sorted((tmp_path / "a").glob("*_stats.json"))] == ["00000_stats.json"]
+
+
+def test_an_empty_caption_is_a_missing_one(tmp_path):
+    rows = [{"url": "http://a/1", "caption": ""}, {"url": "http://a/1", "caption": None}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = WebSource(name="s", url_list=str(tmp_path / "list.jsonl"))
+    assert [chunk["caption"].to_pylist() for chunk in read_lists(source, list_files(source), 10)] == [[None]]
