@@ -4,13 +4,21 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CODE := curate pipelines schemas train tests infra
 
-.PHONY: demo test check format bench lock install
+.PHONY: demo test check format bench lock install peers
 install: .venv/.installed
 
 .venv/.installed: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
+	touch $@
+
+# other programs that infra/bench compares with, in an environment of their own
+peers: .venv-peers/.installed
+
+.venv-peers/.installed: infra/bench/peers.txt | install
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	$(BIN)/uv pip install --quiet --python .venv-peers/bin/python -r $<
 	touch $@
 
 demo: install

@@ -48,6 +48,8 @@ class WebSource:
     """Column with the caption."""
     license_column: str | None = None
     """Column with the licence, where there is one."""
+    evaluation: bool = False
+    """Keep it out of training, and with it every picture near one of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,8 @@ class DumpSource:
     """Column of the captions file with the caption (a list keeps its first entry)."""
     license: str | None = None
     """Licence of every image of the dump."""
+    evaluation: bool = False
+    """Keep it out of training, and with it every picture near one of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +139,13 @@ class DedupConfig:
     """What counts as the same picture."""
 
     radius_bits: int = 4
-    """Hamming radius on 64-bit phash64."""
+    """Hamming radius on 64-bit phash64, 0..16."""
+    confirm_pdq_bits: int | None = None
+    """A pair near by phash64 must be within this radius on 256-bit PDQ, too (31 is usual); null asks for no second."""
+    turns: Literal["none", "flips", "all"] = "none"
+    """Whether a mirrored or half-turned picture (flips), or one turned by a quarter as well (all), is the same."""
     min_entropy_bits: float = 2.0
-    """Flatter pictures match everything and are left out of perceptual matching."""
+    """Flatter pictures match everything and are left out of perceptual matching, 0..8."""
     error_image_captions: int = 8
     """The same bytes under this many different captions are an error image: none survives."""
     semantic_eps: float | None = 0.05
@@ -150,13 +158,27 @@ class DedupConfig:
     """Clusters in which each embedding is searched."""
     seed: int = 0
     """Seed of sample and clusters."""
+    index: str | None = None
+    """Folder (fsspec URL) with the survivors of earlier corpora: they win, and this corpus' survivors join them."""
+    rows_per_block: int = 10_000_000
+    """Samples whose hashes one task holds; it holds two such blocks at a time."""
+    rows_per_group: int = 500_000
+    """Embeddings that one task holds; 1.5 GB a million at 768 values."""
+    max_pairs: int = 8_000_000
+    """Near pairs that are held at a time, 32 bytes each; more are decided in rounds."""
 
     def __post_init__(self) -> None:
         require(0 <= self.radius_bits <= 16, "dedup.radius_bits", self.radius_bits, "must be 0..16")
+        pdq_ok = self.confirm_pdq_bits is None or 0 <= self.confirm_pdq_bits <= 255
+        require(pdq_ok, "dedup.confirm_pdq_bits", self.confirm_pdq_bits, "must be 0..255, or null")
+        both = self.confirm_pdq_bits is not None and self.turns != "none"
+        require(not both, "dedup.turns", self.turns, "PDQ of turned pictures is not kept: set confirm_pdq_bits: null")
         eps_ok = self.semantic_eps is None or 0 < self.semantic_eps < 1
         require(eps_ok, "dedup.semantic_eps", self.semantic_eps, "must be above 0 and below 1, or null")
         require(self.error_image_captions > 1, "dedup.error_image_captions", self.error_image_captions, "must be >= 2")
-        require(self.semantic_nearest > 0, "dedup.semantic_nearest", self.semantic_nearest, "must be at least 1")
+        for name in ("semantic_clusters", "semantic_sample", "semantic_nearest", "rows_per_block", "rows_per_group"):
+            require(getattr(self, name) > 0, f"dedup.{name}", getattr(self, name), "must be at least 1")
+        require(self.max_pairs >= 0, "dedup.max_pairs", self.max_pairs, "must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

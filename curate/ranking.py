@@ -1,35 +1,47 @@
 """The policy that ranks samples: which of several equal pictures survives.
 
-Resolution first, then technical quality, then caption, then uid. Larger is better in every term
-but the last.
+What was kept before, or must not be trained on, is ahead of everything. Then resolution first,
+then technical quality, then caption, then uid. Larger is better in every term but the last.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-TERMS = ("resolution", "technical quality", "caption", "uid")
+TERMS = ("earlier", "resolution", "technical quality", "caption", "uid")
+QUALITY_BITS = 24
+MAX_AREA_PX = (1 << 39) - 1
 
 
-def terms(area_px: np.ndarray, sharpness: np.ndarray, caption_is_fine: np.ndarray, uids: np.ndarray) -> np.ndarray:
-    """Return int64 of shape (N, 4), smaller is better, in the order of TERMS.
+def keys(ahead: np.ndarray, area_px: np.ndarray, sharpness: np.ndarray, caption_is_fine: np.ndarray) -> np.ndarray:
+    """Return the policy without the uid, uint64 (N, 2), smaller is better, compared from left to right.
 
-    Sharpness is compared in tenths, so that rounding noise does not decide.
+    The first word holds whether it is ahead (1 bit), the area (39) and the sharpness (24) in tenths,
+    so that rounding noise does not decide; the second the caption.
     """
-    by_uid = np.empty(len(uids), np.int64)
-    by_uid[np.argsort(uids, kind="stable")] = np.arange(len(uids))
-    tenths = np.round(np.nan_to_num(sharpness) * 10).astype(np.int64)
-    return np.stack([-area_px.astype(np.int64), -tenths, -caption_is_fine.astype(np.int64), by_uid], axis=1)
+    tenths = np.clip(np.round(np.nan_to_num(sharpness) * 10), 0, (1 << QUALITY_BITS) - 1).astype(np.uint64)
+    worse_quality = np.uint64((1 << QUALITY_BITS) - 1) - tenths
+    worse_area = np.uint64(MAX_AREA_PX) - np.clip(area_px, 0, MAX_AREA_PX).astype(np.uint64)
+    first = (~ahead).astype(np.uint64) << np.uint64(63) | worse_area << np.uint64(QUALITY_BITS) | worse_quality
+    return np.stack([first, (~caption_is_fine).astype(np.uint64)], axis=1)
 
 
-def rank(policy: np.ndarray) -> np.ndarray:
-    """Return the place of each sample, 0 the best, int64 (N,)."""
-    places = np.empty(len(policy), np.int64)
-    places[np.lexsort(policy.T[::-1])] = np.arange(len(policy))
-    return places
+def order(keys_N2: np.ndarray, uid_N2: np.ndarray) -> np.ndarray:
+    """Return the positions from best to worst, int64 (N,); `uid_N2` is uint64 (N, 2), the uid's 128 bits."""
+    by_first = np.argsort(keys_N2[:, 0])
+    ordered = keys_N2[by_first, 0]
+    same = ordered[1:] == ordered[:-1]
+    tied = np.flatnonzero(np.r_[False, same] | np.r_[same, False]) if len(ordered) else np.empty(0, np.int64)
+    rows = by_first[tied]
+    ties = (uid_N2[rows, 1], uid_N2[rows, 0], keys_N2[rows, 1], keys_N2[rows, 0])
+    by_first[tied] = rows[np.lexsort(ties)]
+    return by_first
 
 
-def won_by(policy: np.ndarray, winner: np.ndarray, loser: np.ndarray) -> list[str]:
-    """Return the first term by which each winner (a position) is ahead of its loser."""
-    differs = policy[winner] != policy[loser]
-    return [TERMS[at] for at in differs.argmax(axis=1)]
+def won_by(winner_N2: np.ndarray, loser_N2: np.ndarray) -> np.ndarray:
+    """Return the place in TERMS of the first term by which each winner is ahead of its loser, int8 (N,)."""
+    difference = winner_N2[:, 0] ^ loser_N2[:, 0]
+    first = np.select(
+        [difference >> np.uint64(63) > 0, difference >> np.uint64(QUALITY_BITS) > 0, difference > 0], [0, 1, 2], 4
+    )
+    return np.where((first == 4) & (winner_N2[:, 1] != loser_N2[:, 1]), 3, first).astype(np.int8)

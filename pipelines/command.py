@@ -66,6 +66,8 @@ class told_in_one_line:
         if isinstance(error, KeyboardInterrupt):
             print(f"pipelines/{self._name}.py: stopped; run the same command to go on", file=sys.stderr)
             sys.exit(130)
-        cause = getattr(error, "cause", None) or error
+        cause = error
+        while getattr(cause, "cause", None) is not None:  # Ray's wrapping, once for each task on the way
+            cause = cause.cause
         if isinstance(cause, MENDABLE) and not isinstance(cause, UnreadableImage):
             stop(f"pipelines/{self._name}.py", str(cause))

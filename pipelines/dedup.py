@@ -4,126 +4,136 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from curate import ranking, sample
 from curate.config import CurationConfig
+from curate.dedup.survivors import Survivors, survivors
+from pipelines import dedup_tasks as tasks
 from pipelines.command import run_step
-from pipelines.runner import Fragment, Made, Report, Runner, Step
-from pipelines.store import Root, fragments, parquet_bytes, table_file
-from schemas.column import conform
-from schemas.duplicates import SCHEMA
+from pipelines.dedup_blocks import BY_BYTES, BY_HASH, SCRATCH, Blocks, NearInBlocks
+from pipelines.dedup_clusters import NearInClusters, assign_clusters, cluster_file
+from pipelines.dedup_index import Entry, earlier_entries, publish_entry
+from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
+from pipelines.store import Root, fragments, manifest
+from schemas.duplicates import VERSION
+
+ROWS_PER_CLUSTER = 20_000
+"""Above this many on average, matching inside clusters costs more than choosing among more of them."""
 
 
 def dedup(runner: Runner) -> list[Report]:
     """Compare every decoded sample with every other one."""
-    captions, features = fragments(runner.root, "captions"), fragments(runner.root, "features")
-    made_from = [fragments(runner.root, "samples"), captions, features]
-    wanted = [Fragment(name="all", made_from=made_from, arguments=(sorted(features),))] if features else []
-    return [runner.run(Step(table="duplicates", settings=runner.config.dedup, build=_build), wanted)]
+    config, root = runner.config, runner.root
+    features, entries = fragments(root, "features"), earlier_entries(config)
+    made_from = [fragments(root, "samples"), fragments(root, "captions"), features, VERSION]
+    made_from += [[entry.digest for entry in entries], tasks.evaluation_sources(config)]
+    whole = Fragment(name="all", made_from=made_from, arguments=sources_of(config, entries))
+    _warn(config, manifest(root, "features")["rows"])
+    settings = shaping(config.dedup, "rows_per_block", "rows_per_group", "max_pairs")
+    step = Step(table="duplicates", settings=settings, build=_build, spreads=True)
+    report = runner.run(step, [whole] if features else [])
+    publish_entry(config, list(features))
+    return [report]
+
+
+def sources_of(config: CurationConfig, entries: list[Entry]) -> tuple[list[tasks.Source], int]:
+    """Return the fragments of the corpus and those of what was curated before, and how many rows they have at most."""
+    features = manifest(Root(config.root), "features")
+    own = [tasks.Source(fragment=name) for name in sorted(features["fragments"])]
+    earlier = [tasks.Source(fragment=file, in_index=True) for entry in entries for file in entry.files]
+    return [*own, *earlier], features["rows"] + sum(entry.rows for entry in entries)
+
+
+def _warn(config: CurationConfig, rows: int) -> None:
+    clusters, nearest = config.dedup.semantic_clusters, config.dedup.semantic_nearest
+    if config.dedup.semantic_eps is not None and rows * nearest > ROWS_PER_CLUSTER * clusters:
+        say(
+            f"dedup.semantic_clusters = {clusters}: {rows * nearest / clusters:,.0f} samples are searched in each; "
+            f"{int((2 * rows) ** 0.5):,} clusters would be faster"
+        )
 
 
 def _build(config: CurationConfig) -> Any:
-    from curate.dedup.corpus import find_duplicates
+    return partial(compare, config)
 
+
+def compare(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows: int) -> Made:
+    """Return the table's files: what became of each sample of the sources, `rows` at most in number."""
     root = Root(config.root)
-
-    def compare(names: list[str]) -> Made:
-        parts = [_read(root, name) for name in names]
-        rows = pa.concat_tables(parts)
-        corpus = _corpus(rows)
-        verdicts = find_duplicates(corpus, config.dedup)
-        table = _table(corpus, verdicts)
-        ends = np.cumsum([len(part) for part in parts])
-        files = {
-            table_file("duplicates", name): parquet_bytes(table.slice(end - len(part), len(part)))
-            for name, part, end in zip(names, parts, ends, strict=True)
-        }
-        return Made(rows=None, files=files, counts=_counts(table), num_rows=len(table))
-
-    return compare
+    root.remove(SCRATCH, recursive=True)
+    blocks, fixed, errors = _read(config, pool, sources, rows)
+    relations: list[Any] = [NearInBlocks(kind=kind, blocks=blocks, pool=pool) for kind in (BY_BYTES, BY_HASH)]
+    clusters = _clusters(config, pool, sources, blocks)
+    relations += [clusters] if clusters else []
+    found = survivors(relations, int(blocks.starts[-1]), fixed, config.dedup.max_pairs)
+    made = _write(config, pool, sources, blocks, errors, found, clusters)
+    root.remove(SCRATCH, recursive=True)
+    return made
 
 
-def _read(root: Root, name: str) -> pa.Table:
-    """Return a fragment's decoded samples with the columns that dedup compares."""
-    samples = root.read_table(table_file("samples", name), ["uid", "sha256", "caption"])
-    captions = root.read_table(table_file("captions", name), ["uid", "caption_reason"])
-    features = root.read_table(table_file("features", name))
-    assert samples["uid"] == captions["uid"] == features["uid"], f"{name}: the tables differ"
-    rows = features.select(
-        ["uid", "status", "width_px", "height_px", "phash64", "entropy_bits", "sharpness", "embedding"]
-    )
-    rows = rows.append_column("sha256", samples["sha256"]).append_column("caption", samples["caption"])
-    rows = rows.append_column("caption_reason", captions["caption_reason"])
-    return rows.filter(pa.compute.equal(rows["status"], sample.OK)).replace_schema_metadata(None)
+def _read(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows: int) -> tuple[Blocks, int, np.ndarray]:
+    """Order all samples by rank and cut them into blocks; returns how many are ahead, and the error images left out."""
+    num_blocks = max(1, -(-rows // config.dedup.rows_per_block))
+    drawn = pool.map(tasks.sample_keys, [(config, source) for source in sources]) if num_blocks > 1 else ()
+    cuts = tasks.cuts(np.concatenate([np.empty(0, "S32"), *drawn]), num_blocks)
+    calls = [(config, number, source, cuts) for number, source in enumerate(sources)]
+    described = list(pool.map(tasks.describe, calls))
+    by_bytes = pool.share([made.by_bytes for made in described])
+    errors = np.concatenate(list(pool.map(tasks.find_errors, [(config, by_bytes, part) for part in range(num_blocks)])))
+    by_rank, shared = pool.share([made.by_rank for made in described]), pool.share(errors)
+    sizes = list(pool.map(tasks.make_block, [(config, by_rank, shared, block) for block in range(num_blocks)]))
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    blocks = Blocks(root=config.root, config=config.dedup, starts=starts, threads=pool.node_cpus)
+    return blocks, sum(made.ahead for made in described), errors
 
 
-def _corpus(rows: pa.Table) -> Any:
-    from curate.dedup.corpus import Corpus
-
-    uid = np.array(rows["uid"].to_pylist(), dtype=str)
-    area_px = rows["width_px"].to_numpy().astype(np.int64) * rows["height_px"].to_numpy()
-    fine = rows["caption_reason"].is_null().to_numpy()
-    embedding = rows["embedding"].combine_chunks()
-    return Corpus(
-        uid=uid,
-        sha256=np.array(rows["sha256"].to_pylist(), dtype=str),
-        caption=np.array([caption or "" for caption in rows["caption"].to_pylist()], dtype=str),
-        phash64=rows["phash64"].to_numpy(),
-        entropy_bits=rows["entropy_bits"].to_numpy(),
-        policy=ranking.terms(area_px, rows["sharpness"].to_numpy(), fine, uid),
-        embedding=embedding.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), embedding.type.list_size),
-    )
+def _clusters(config: CurationConfig, pool: Any, sources: list[tasks.Source], blocks: Blocks) -> NearInClusters | None:
+    """Return the relation between embeddings; None where the semantic step is off."""
+    if config.dedup.semantic_eps is None:
+        return None
+    calls = [(blocks, block, len(sources)) for block in range(len(blocks))]
+    places = list(pool.map(tasks.places_by_fragment, calls))
+    return assign_clusters(config, pool, sources, int(blocks.starts[-1]), places)
 
 
-def _table(corpus: Any, verdicts: Any) -> pa.Table:
-    count = len(corpus.uid)
-    keeps = verdicts.survivor == np.arange(count)
-    has_survivor = verdicts.survivor >= 0
-    keeper = np.where(has_survivor, verdicts.survivor, 0)
-    dropped = np.flatnonzero(has_survivor & ~keeps)
-    won_by = np.full(count, None, object)
-    if len(dropped):
-        won_by[dropped] = ranking.won_by(corpus.policy, keeper[dropped], dropped)
-    survivor_uid = np.full(count, None, object)
-    survivor_uid[has_survivor] = corpus.uid[keeper[has_survivor]]
-    rows = pa.table(
-        {
-            "uid": pa.array(corpus.uid, pa.string()),
-            "cluster_id": pa.array(_cluster_ids(corpus, survivor_uid), pa.string()),
-            "survivor_uid": pa.array(survivor_uid, pa.string()),
-            "kind": pa.array(verdicts.kind, pa.string()),
-            "distance": pa.array(verdicts.distance, pa.float32(), from_pandas=True),
-            "is_survivor": pa.array(keeps),
-            "won_by": pa.array(won_by, pa.string()),
-            "is_flat": pa.array(verdicts.is_flat),
-            "semantic_cluster": pa.array(verdicts.cluster, pa.int32(), mask=verdicts.cluster < 0),
-        }
-    )
-    return conform(rows, SCHEMA)
-
-
-def _cluster_ids(corpus: Any, survivor_uid: np.ndarray) -> np.ndarray:
-    """Return the survivor's uid; for error images, which have none, the smallest uid with their bytes."""
-    ids = survivor_uid.copy()
-    errors = np.array([at for at, uid in enumerate(ids) if uid is None], int)
-    for sha256 in set(corpus.sha256[errors]):
-        same = errors[corpus.sha256[errors] == sha256]
-        ids[same] = min(corpus.uid[same])
-    return ids
-
-
-def _counts(table: pa.Table) -> dict[str, int]:
-    kinds = [kind or "survivors" for kind in table["kind"].to_pylist()]
-    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
-    return counts | {"flat": sum(table["is_flat"].to_pylist())}
+def _write(
+    config: CurationConfig,
+    pool: Any,
+    sources: list[tasks.Source],
+    blocks: Blocks,
+    errors: np.ndarray,
+    found: Survivors,
+    clusters: NearInClusters | None,
+) -> Made:
+    """Say of each dropped sample why, and write the table fragment by fragment."""
+    dropped = np.flatnonzero(found.by >= 0)
+    kept, by = found.survivor[dropped], found.by[dropped]
+    one_minus_cosine = np.full(len(dropped), np.nan)
+    if clusters is not None:
+        semantic = by == len((BY_BYTES, BY_HASH))
+        one_minus_cosine[semantic] = clusters.distance(dropped[semantic], kept[semantic])
+    calls = []
+    for block, rows in blocks.of(dropped):
+        at = slice(*np.searchsorted(dropped, [rows[0], rows[-1] + 1]))
+        calls.append((blocks, block, rows, kept[at], by[at], one_minus_cosine[at], len(sources)))
+    explained = pool.share(list(pool.map(tasks.explain, calls)))
+    shared = pool.share(errors)
+    to_write = [
+        (config, number, source, explained, shared, cluster_file(number) if clusters else "")
+        for number, source in enumerate(sources)
+        if not source.in_index
+    ]
+    written = list(pool.map(tasks.write_fragment, to_write))
+    counts = {name: sum(made.counts.get(name, 0) for made in written) for name in tasks.COUNTED}
+    files = {made.path: made.file for made in written}
+    return Made(rows=None, files=files, counts=counts, num_rows=sum(made.rows for made in written))
 
 
 if __name__ == "__main__":

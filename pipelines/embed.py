@@ -105,12 +105,14 @@ def measure_image(root: Root, row: dict[str, Any], embedder: Any, config: Curati
     except UnreadableImage as error:
         return measured | {"status": error.status, "error": str(error)}
     grey = quality.grey_256(image)
+    phash64, phash64_turned = hashes.phash64_and_turned(image)
     pdq, pdq_quality = hashes.pdq256(image)
     return measured | {
         "status": sample.OK,
         "width_px": image.width,
         "height_px": image.height,
-        "phash64": hashes.phash64(image),
+        "phash64": phash64,
+        "phash64_turned": phash64_turned,
         "pdq256": pdq,
         "pdq_quality": pdq_quality,
         "entropy_bits": quality.entropy_bits(grey),

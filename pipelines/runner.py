@@ -23,7 +23,7 @@ import pyarrow as pa
 from curate.config import CurationConfig
 from curate.config_file import as_dict
 from pipelines.progress import Progress
-from pipelines.store import Receipt, Root, commit, digest, find_receipt, parquet_bytes, publish, table_file
+from pipelines.store import Receipt, Root, Written, commit, digest, find_receipt, parquet_bytes, publish, table_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class Made:
 
     rows: pa.Table | None
     """The rows of the fragment's own parquet file; None where `files` has them all."""
-    files: Mapping[str, bytes | Path] = field(default_factory=dict)
-    """By path below the root: contents, or a finished local file that is moved away."""
+    files: Mapping[str, bytes | Path | Written] = field(default_factory=dict)
+    """By path below the root: contents, a finished local file that is moved away, or what is written already."""
     counts: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
     """Rows in `files`, where `rows` is None."""
@@ -59,6 +59,8 @@ class Step:
     table: str
     settings: Any
     build: Callable[[CurationConfig], Callable[..., Made]]
+    spreads: bool = False
+    """The function takes a Pool first and spreads its own tasks."""
     actors: int = 0
     uses_gpu: bool = False
     models: tuple[str, ...] = ()
@@ -158,10 +160,44 @@ class Runner:
         }
 
 
+class Pool:
+    """Spreads the tasks of one fragment over the cluster, from inside the task that makes it."""
+
+    def __init__(self, max_tasks: int | None) -> None:
+        import ray
+
+        self._ray, self._max_tasks = ray, max_tasks
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        self.node_cpus = max(1, int(min(nodes)))
+        self.cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def share(self, value: Any) -> Any:
+        """Return what stands for a value in the calls of `map`, so that it is sent once."""
+        return self._ray.put(value)
+
+    def map(
+        self, function: Callable[..., Any], calls: Sequence[tuple], threads: int = 1, gpu: bool = False
+    ) -> Iterator[Any]:
+        """Yield function(*call) for each call in order, on a GPU each where `gpu` and the cluster has any.
+
+        A task whose process dies is run again.
+        """
+        gpus = 1 if gpu and self._ray.cluster_resources().get("GPU", 0) else 0
+        remote = self._ray.remote(max_retries=3, num_cpus=threads, num_gpus=gpus)(function)
+        limit = self._max_tasks or 2 * max(1, self.cpus // threads)
+        waiting = [remote.remote(*call) for call in calls[:limit]]
+        for at in range(len(calls)):
+            value = self._ray.get(waiting.pop(0))
+            if at + limit < len(calls):
+                waiting.append(remote.remote(*calls[at + limit]))
+            yield value
+
+
 def make_fragment(step: Step, config: CurationConfig, function: Callable[..., Made], call: tuple) -> Receipt:
     """Make one fragment and commit it. Runs in a worker."""
     fragment, key = call
-    made = function(*fragment.arguments)
+    pool = (Pool(config.ray.max_tasks),) if step.spreads else ()
+    made = function(*pool, *fragment.arguments)
     files, num_rows = dict(made.files), made.num_rows
     if made.rows is not None:
         files[table_file(step.table, fragment.name)] = parquet_bytes(made.rows)

@@ -46,6 +46,14 @@ class Receipt:
         return digest(asdict(self))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A file of a fragment that a task has written already."""
+
+    num_bytes: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Root:
     """A folder by fsspec URL; every path below is relative to it, with forward slashes."""
@@ -72,6 +80,10 @@ class Root:
     def read(self, relative: str, offset: int = 0, num_bytes: int | None = None) -> bytes:
         end = None if num_bytes is None else offset + num_bytes
         return self.fs.cat_file(self.path(relative), start=offset, end=end)
+
+    def open(self, relative: str) -> io.BytesIO:
+        """Return a whole file as one to read from."""
+        return io.BytesIO(self.read(relative))
 
     def write(self, relative: str, data: bytes) -> None:
         """Publish a whole file at once: rename on a local disk, one PUT elsewhere."""
@@ -112,8 +124,10 @@ class Root:
         self.write(relative, json.dumps(value, indent=1, sort_keys=True).encode())
 
     def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
-        # pyarrow 26.0.1 aborts at interpreter exit where a threaded read has only just ended
-        return pq.read_table(io.BytesIO(self.read(relative)), columns=columns, use_threads=False)
+        """Return a table, or only those columns of it; raises pa.ArrowInvalid where one is missing."""
+        with self.fs.open(self.path(relative), "rb") as file:
+            # pyarrow 26.0.1 aborts at interpreter exit where a threaded read has only just ended
+            return pq.read_table(file, columns=columns, use_threads=False)
 
     def remove(self, relative: str, *, recursive: bool = False) -> None:
         if self.exists(relative):
@@ -152,14 +166,16 @@ def commit(
     table: str,
     fragment: str,
     made_from: str,
-    files: Mapping[str, bytes | Path],
+    files: Mapping[str, bytes | Path | Written],
     rows: int,
     counts: dict[str, int],
 ) -> Receipt:
     """Write the fragment's files (bytes, or finished local files), then its receipt."""
     said = {}
     for relative, content in files.items():
-        if isinstance(content, Path):
+        if isinstance(content, Written):
+            said[relative] = {"num_bytes": content.num_bytes, "sha256": content.sha256}
+        elif isinstance(content, Path):
             root.write_file(relative, content)
             said[relative] = {"num_bytes": content.stat().st_size, "sha256": _file_sha256(content)}
         else:

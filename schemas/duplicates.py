@@ -4,14 +4,20 @@ import pyarrow as pa
 
 from schemas.column import column, table
 
+VERSION = 2
+
 SCHEMA = table(
     "duplicates",
-    1,
+    VERSION,
     [
         column("uid", pa.string(), "identity of the sample"),
-        column("cluster_id", pa.string(), "uid of the cluster's survivor; of its first sample for error images"),
+        column(
+            "cluster_id",
+            pa.string(),
+            "uid of the cluster's survivor; for error images the smallest uid with their bytes",
+        ),
         column("survivor_uid", pa.string(), "the survivor near this sample; itself where it survives; null: none does"),
-        column("kind", pa.string(), "exact, perceptual, semantic or error_image; null where it survives"),
+        column("kind", pa.string(), "exact, perceptual, semantic, error_image or eval_set; null where it survives"),
         column("distance", pa.float32(), "bits for perceptual, 1 - cosine for semantic, 0 for exact"),
         column("is_survivor", pa.bool_(), "kept by dedup"),
         column("won_by", pa.string(), "term of the ranking policy by which the survivor is ahead of this sample"),

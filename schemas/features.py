@@ -9,7 +9,7 @@ def schema(embedding_dim: int) -> pa.Schema:
     """Return the table's schema for a model with that embedding width."""
     return table(
         "features",
-        1,
+        2,
         [
             column("uid", pa.string(), "identity of the sample"),
             column("status", pa.string(), "ok, or the class of what went wrong while decoding"),
@@ -18,6 +18,13 @@ def schema(embedding_dim: int) -> pa.Schema:
             column("height_px", pa.int32(), "true height, after EXIF orientation", unit="px"),
             column(
                 "phash64", pa.uint64(), "perceptual hash, imagehash's definition, first bit highest", unit="64 bits"
+            ),
+            column(
+                "phash64_turned",
+                pa.list_(pa.uint64(), 7),
+                "phash64 of the picture flipped left-right, flipped top-bottom, turned by 180 degrees, transposed, "
+                "anti-transposed, turned by 90 and by 270 degrees counter-clockwise, in this order",
+                unit="64 bits each",
             ),
             column("pdq256", pa.binary(32), "PDQ perceptual hash", unit="256 bits"),
             column("pdq_quality", pa.int32(), "PDQ's own quality; 49 and less is not matched", range="0..100"),

@@ -1,130 +1,249 @@
-"""All pairs of 64-bit hashes within a Hamming radius, exactly, by the general pigeonhole principle.
+"""All pairs of hashes within a Hamming radius, exactly, in pieces of bounded size.
 
-The 64 bits are cut into four bands of 16. Each band i gets a threshold t_i with
-sum(t_i + 1) = radius + 1, so that two hashes within the radius differ by at most t_i in some band:
-otherwise they would differ by at least sum(t_i + 1) > radius bits. (Norouzi, Punjani and Fleet,
-"Fast exact search in Hamming space with multi-index hashing", 2014; with uneven thresholds as in
-Qin et al., "GPH: similarity search in Hamming space", 2018.) For each band, hashes are sorted by
-the band's value; each bucket meets itself and the buckets whose value is within t_i.
+Each band that the radius needs (`curate.dedup.bands`) is sorted, and every bucket meets itself and
+the buckets whose value is within the band's threshold. Where two buckets that meet are both large,
+they are cut again by the remaining bands, so that a band value shared by a million hashes costs no
+million squared.
+
+Shape legend: W words of 64 bits, N hashes, P pairs.
 """
 
 from __future__ import annotations
 
-import itertools
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit
 
-BANDS = 4
-BAND_BITS = 16
-MAX_RADIUS = 16
+from curate.dedup.bands import (
+    BAND_BITS,
+    LANES,
+    WIDE_LANES,
+    Layout,
+    any_near_wide,
+    band_limits,
+    layout,
+    lowest_bit,
+    masks,
+    near_lanes_1,
+    near_lanes_4,
+    popcount,
+)
+
+PAIRS_PER_PIECE = 1 << 18
+ROWS_PER_TASK = 1 << 15
+SMALL = 2048
+"""Fewer hashes are compared each with each."""
+MIN_CUT = 4096
+"""Smaller buckets are not worth another sort."""
 
 
-def near_pairs(unique_hashes: np.ndarray, radius: int) -> np.ndarray:
-    """Return every pair (i, j), i < j, of distinct hashes at distance <= radius, as int64 of shape (P, 2).
+@dataclass(frozen=True, kw_only=True)
+class Confirm:
+    """A second hash that a pair must be near by as well."""
 
-    `unique_hashes` is uint64 of shape (N,) without repeats; each pair is listed once, sorted.
-    Raises ValueError for a radius outside 0..16.
+    words_4N: np.ndarray
+    """uint64 (4, N)."""
+    radius: int
+
+
+def near_pairs(
+    left_WN: np.ndarray,
+    right_WN: np.ndarray | None,
+    radius: int,
+    *,
+    confirm: tuple[Confirm, Confirm] | None = None,
+    threads: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield int64 (P, 2) of (left, right) positions at distance <= radius; a pair may come again.
+
+    With `right_WN` None the left hashes meet each other, each pair once in a band (either order of
+    its two positions). `confirm` holds the second hash of both sides. `threads` None takes every
+    core. Stop early by closing the generator.
     """
-    if not 0 <= radius <= MAX_RADIUS:
-        raise ValueError(f"radius = {radius}: must be 0..{MAX_RADIUS} bits")
-    hashes = np.ascontiguousarray(unique_hashes, dtype=np.uint64)
-    limits = band_limits(radius)
-    found = [np.empty((0, 2), np.int64)]
-    for band in range(BANDS):
-        if limits[band] >= 0 and len(hashes) > 1:
-            found.append(_band_pairs(hashes, radius, band, limits))
-    pairs = np.concatenate(found)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    bands = range(left_WN.shape[0] * 64 // BAND_BITS)
+    workers = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:
+        yield from _join(_Search(radius, confirm, pool, workers), left_WN, right_WN, list(bands), radius)
 
 
-def band_limits(radius: int) -> np.ndarray:
-    """Return t_i of each band: as even as possible, -1 for a band that need not be searched."""
-    base, extra = divmod(radius + 1, BANDS)
-    return np.array([base - 1 + (band < extra) for band in range(BANDS)], dtype=np.int64)
+@dataclass(frozen=True)
+class _Search:
+    radius: int
+    confirm: tuple[Confirm, Confirm] | None
+    pool: ThreadPoolExecutor
+    workers: int
 
 
-def _band_pairs(hashes: np.ndarray, radius: int, band: int, limits: np.ndarray) -> np.ndarray:
-    """Return the pairs that agree within t_band on this band and on no earlier searched band."""
-    values = ((hashes >> np.uint64(BAND_BITS * band)) & np.uint64(0xFFFF)).astype(np.uint16)
-    order = np.argsort(values, kind="stable")  # radix sort on 16 bits
-    starts = np.zeros((1 << BAND_BITS) + 1, np.int64)
-    np.cumsum(np.bincount(values, minlength=1 << BAND_BITS), out=starts[1:])
-    ordered, masks = hashes[order], _masks(int(limits[band]))
-    counts = _count(ordered, starts, masks, radius, band)
-    rows = np.flatnonzero(counts)
-    ends = np.cumsum(counts[rows], dtype=np.int64)
-    positions = np.empty((int(ends[-1]) if len(ends) else 0, 2), np.int64)
-    _fill(ordered, starts, masks, radius, band, limits, rows, ends - counts[rows], positions)
-    positions = positions[positions[:, 0] >= 0]
-    return np.sort(order[positions], axis=1)
+def _join(
+    search: _Search, left_WN: np.ndarray, right_WN: np.ndarray | None, bands: list[int], radius: int
+) -> Iterator[np.ndarray]:
+    """Meet by the given bands, in which no near pair differs by more than `radius` bits."""
+    itself = right_WN is None
+    right_count = left_WN.shape[1] if right_WN is None else right_WN.shape[1]
+    if left_WN.shape[1] == 0 or right_count == 0:
+        return
+    if not bands or max(left_WN.shape[1], right_count) <= SMALL:
+        left = layout(left_WN, None)
+        right = left if right_WN is None else layout(right_WN, None)
+        yield from _scan(search, left, right, masks(0), itself, np.iinfo(np.int64).max)
+        return
+    limits = band_limits(radius, len(bands))
+    for band, limit in zip(bands, limits, strict=True):
+        if limit >= 0:
+            left = layout(left_WN, band, search.pool)
+            right = left if right_WN is None else layout(right_WN, band, search.pool)
+            others = [other for other in bands if other != band]
+            yield from _meet_buckets(search, left, right, itself, others, limit, radius)
 
 
-def _masks(limit: int) -> np.ndarray:
-    """Return every 16-bit difference of at most `limit` bits, the zero difference first."""
-    differences = [
-        sum(1 << bit for bit in bits)
-        for size in range(limit + 1)
-        for bits in itertools.combinations(range(BAND_BITS), size)
-    ]
-    return np.array(differences, dtype=np.int64)
+def _meet_buckets(
+    search: _Search, left: Layout, right: Layout, itself: bool, others: list[int], limit: int, radius: int
+) -> Iterator[np.ndarray]:
+    differences = masks(limit)
+    large = _worth_a_cut(others, radius)
+    yield from _scan(search, left, right, differences, itself, large)
+    for value in np.flatnonzero(np.diff(left.starts) > large):
+        for difference in differences:
+            other = value ^ difference
+            if right.starts[other + 1] - right.starts[other] <= large or (itself and other < value):
+                continue
+            rows = slice(left.starts[value], left.starts[value + 1])
+            columns = slice(right.starts[other], right.starts[other + 1])
+            same = itself and other == value
+            inner = _join(
+                _part(search, left.order[rows], right.order[columns]),
+                left.words_WN[:, rows],
+                None if same else right.words_WN[:, columns],
+                others,
+                radius - int(difference).bit_count(),
+            )
+            for pairs in inner:
+                yield np.stack([left.order[rows][pairs[:, 0]], right.order[columns][pairs[:, 1]]], axis=1)
 
 
-@intrinsic
-def popcount(_, word):
-    """Return the number of set bits of a uint64, as the processor's own instruction."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), generate
+def _worth_a_cut(bands: list[int], radius: int) -> int:
+    """Return the size of a bucket above which sorting it by further bands costs less than comparing it whole."""
+    lookups = sum(len(masks(limit)) for limit in band_limits(radius, len(bands)) if limit >= 0) if bands else 0
+    return max(MIN_CUT, 64 * lookups) if bands else np.iinfo(np.int64).max
 
 
-@njit(parallel=True, cache=True)
-def _count(ordered, starts, masks, radius, band):
-    """Count for each row the later rows within the radius, over all buckets that it meets."""
-    counts = np.zeros(len(ordered), np.int32)
-    shift = np.uint64(16 * band)
-    for row in prange(len(ordered)):
-        own = ordered[row]
-        value = np.int64((own >> shift) & np.uint64(0xFFFF))
-        total = 0
-        for mask in masks:
-            other = value ^ mask
-            if other >= value:
-                first = row + 1 if mask == 0 else starts[other]
-                for at in range(first, starts[other + 1]):
-                    total += popcount(own ^ ordered[at]) <= radius
-        counts[row] = total
-    return counts
+def _part(search: _Search, rows: np.ndarray, columns: np.ndarray) -> _Search:
+    if search.confirm is None:
+        return search
+    left, right = search.confirm
+    confirm = (
+        Confirm(words_4N=left.words_4N[:, rows], radius=left.radius),
+        Confirm(words_4N=right.words_4N[:, columns], radius=right.radius),
+    )
+    return _Search(search.radius, confirm, search.pool, search.workers)
 
 
-@njit(parallel=True, cache=True)
-def _fill(ordered, starts, masks, radius, band, limits, rows, offsets, positions):
-    """Write the pairs of the rows that have any; (-1, -1) for a pair that an earlier band lists."""
-    shift = np.uint64(16 * band)
-    for k in prange(len(rows)):
-        row, at_out = rows[k], offsets[k]
-        own = ordered[row]
-        value = np.int64((own >> shift) & np.uint64(0xFFFF))
-        for mask in masks:
-            other = value ^ mask
-            if other >= value:
-                first = row + 1 if mask == 0 else starts[other]
-                for at in range(first, starts[other + 1]):
-                    difference = own ^ ordered[at]
-                    if popcount(difference) <= radius:
-                        listed = _listed_before(difference, band, limits)
-                        positions[at_out, 0] = -1 if listed else row
-                        positions[at_out, 1] = -1 if listed else at
-                        at_out += 1
+def _scan(
+    search: _Search, left: Layout, right: Layout, differences: np.ndarray, itself: bool, large: int
+) -> Iterator[np.ndarray]:
+    """Meet the buckets that are not both large, threads on ranges of rows; a full piece is continued later."""
+    nothing = np.empty((4, 0), np.uint64)
+    confirm_left, confirm_right = (side.words_4N for side in search.confirm) if search.confirm else (nothing, nothing)
+    confirm_radius = search.confirm[0].radius if search.confirm else -1
+
+    def work(value: int, stop: int, mask_at: int, row: int, at: int) -> tuple[np.ndarray, tuple[int, ...] | None]:
+        pairs = np.empty((PAIRS_PER_PIECE, 2), np.int64)
+        found, value, *rest = _scan_buckets(
+            left.words_WN, left.order, left.starts, right.words_WN, right.order, right.starts,
+            differences, search.radius, itself, large,
+            confirm_left, confirm_right, confirm_radius, value, stop, mask_at, row, at, pairs,
+        )  # fmt: skip
+        return pairs[:found].copy(), (value, stop, *rest) if value < stop else None
+
+    edges = np.unique(np.searchsorted(left.starts, np.arange(0, left.starts[-1], ROWS_PER_TASK)))
+    stops = [*edges[1:], len(left.starts) - 1]
+    coming = ((int(value), int(stop), 0, -1, -1) for value, stop in zip(edges, stops, strict=True))
+    flying: set[Future] = set()
+    for call in coming:
+        flying.add(search.pool.submit(work, *call))
+        while len(flying) >= 2 * search.workers:
+            flying, pieces = _landed(search, work, flying)
+            yield from pieces
+    while flying:
+        flying, pieces = _landed(search, work, flying)
+        yield from pieces
 
 
-@njit(cache=True)
-def _listed_before(difference, band, limits):
-    for earlier in range(band):
-        part = (difference >> np.uint64(16 * earlier)) & np.uint64(0xFFFF)
-        if np.int64(popcount(part)) <= limits[earlier]:
-            return True
-    return False
+def _landed(search: _Search, work, flying: set[Future]) -> tuple[set[Future], list[np.ndarray]]:  # noqa: ANN001
+    done, flying = wait(flying, return_when=FIRST_COMPLETED)
+    pieces = []
+    for future in done:
+        pairs, rest = future.result()
+        if rest is not None:
+            flying.add(search.pool.submit(work, *rest))
+        if len(pairs):
+            pieces.append(pairs)
+    return flying, pieces
+
+
+@njit(nogil=True, cache=True)
+def _scan_buckets(
+    left, left_order, left_starts, right, right_order, right_starts, differences, radius, itself, large,
+    confirm_left, confirm_right, confirm_radius, value, stop, mask_at, row, at, pairs,
+):  # fmt: skip
+    """Write the pairs of buckets value..stop; return their number and where to go on when `pairs` is full.
+
+    `row` is the row of the left bucket and `at` the row of the right one to go on with, -1 for the first.
+    """
+    found, room = 0, len(pairs) - LANES
+    limit = np.uint64(radius)
+    base, stride = right.ctypes.data, 8 * right.shape[1]
+    four = left.shape[0] == 4
+    while value < stop:
+        first_row, last_row = left_starts[value], left_starts[value + 1]
+        while mask_at < len(differences) and first_row < last_row:
+            other = value ^ differences[mask_at]
+            first, last = right_starts[other], right_starts[other + 1]
+            both_large = last_row - first_row > large and last - first > large
+            if (itself and other < value) or both_large or first == last:
+                mask_at += 1
+                continue
+            row = max(row, first_row)
+            while row < last_row:
+                own_0 = left[0, row]
+                own_1, own_2, own_3 = (left[1, row], left[2, row], left[3, row]) if four else (own_0, own_0, own_0)
+                if at < 0:
+                    at = row + 1 if itself and other == value else first
+                while at < last:
+                    if not four and at + WIDE_LANES <= last and not any_near_wide(base + 8 * at, limit, own_0):
+                        at += WIDE_LANES
+                        continue
+                    if found > room:
+                        return found, value, mask_at, row, at
+                    left_over = np.uint64(last - at)
+                    if four:
+                        bits = near_lanes_4(base + 8 * at, stride, left_over, limit, own_0, own_1, own_2, own_3)
+                    else:
+                        bits = near_lanes_1(base + 8 * at, stride, left_over, limit, own_0)
+                    while bits:
+                        hit = at + np.int64(lowest_bit(bits))
+                        bits &= bits - np.uint64(1)
+                        i, j = left_order[row], right_order[hit]
+                        if confirm_radius < 0 or _is_confirmed(confirm_left, i, confirm_right, j, confirm_radius):
+                            pairs[found, 0], pairs[found, 1] = i, j
+                            found += 1
+                    at += LANES
+                row += 1
+                at = -1
+            row = -1
+            mask_at += 1
+        mask_at = 0
+        value += 1
+    return found, value, 0, -1, -1
+
+
+@njit(nogil=True, cache=True)
+def _is_confirmed(left, i, right, j, radius):
+    distance = np.uint64(0)
+    for word in range(4):
+        distance += popcount(left[word, i] ^ right[word, j])
+    return distance <= np.uint64(radius)

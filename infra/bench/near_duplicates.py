@@ -27,9 +27,10 @@ def crawl_hashes(count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     hashes = rng.integers(0, 2**64, count, dtype=np.uint64)
     for centre in rng.integers(0, 2**64, count // 1000, dtype=np.uint64):
-        size = int(min(2 + rng.pareto(1.2) * 2, 3000))
-        flips = np.uint64(1) << rng.integers(0, 64, size).astype(np.uint64)
-        hashes[rng.integers(0, count, size)] = centre ^ flips
+        members = rng.integers(0, count, int(min(2 + rng.pareto(1.2) * 2, 3000)))
+        hashes[members] = centre
+        for _ in range(3):
+            hashes[members] ^= np.uint64(1) << rng.integers(0, 64, len(members)).astype(np.uint64)
     repeats = rng.integers(0, count, count * 12 // 100)
     hashes[repeats] = hashes[rng.integers(0, count, len(repeats))]
     return hashes

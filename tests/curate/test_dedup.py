@@ -1,4 +1,6 @@
-"""Near-duplicates against brute force."""
+"""Near-duplicates by hash against brute force, on random, skewed and real data."""
+
+import json
 
 import numpy as np
 import pytest
@@ -6,155 +8,203 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate import ranking
-from curate.config import DedupConfig
-from curate.dedup import near_duplicates
-from curate.dedup.corpus import Corpus, find_duplicates
-from curate.dedup.hamming import band_limits, near_pairs
-from curate.dedup.semantic import semantic_pairs
-from curate.dedup.survivors import greedy
+from curate.dedup import hamming, near_duplicates
+from curate.dedup.bands import LANES, WIDE_LANES, band_limits, layout
+from curate.dedup.hamming import Confirm, near_pairs
+from curate.dedup.relations import NearByHash, first_equal
+from curate.dedup.survivors import survivors
+from curate.hashes import pdq256, phash64
+from curate.image import UnreadableImage, decode
 
 
-def distance(a: int, b: int) -> int:
-    return bin(int(a) ^ int(b)).count("1")
+def bits_between(left_WN, right_WN):
+    """Return all distances, int64 (N left, N right)."""
+    return np.bitwise_count(left_WN[:, :, None] ^ right_WN[:, None, :]).sum(axis=0, dtype=np.int64)
 
 
 def brute_force(hashes, radius, rank):
     """Take samples best first; the best survivor near one stands for it."""
+    near = bits_between(hashes[None], hashes[None]) <= radius
     survivor, kept = [-1] * len(hashes), []
     for position in sorted(range(len(hashes)), key=lambda at: (rank[at], at)):
-        near = [other for other in kept if distance(hashes[position], hashes[other]) <= radius]
-        survivor[position] = near[0] if near else position
-        if not near:
+        found = [other for other in kept if near[position, other]]
+        survivor[position] = found[0] if found else position
+        if not found:
             kept.append(position)
     return survivor
 
 
 @st.composite
 def clustered(draw):
-    """Hashes near a few centres, with repeats, and ranks with ties."""
-    seed = draw(st.integers(0, 2**32 - 1))
-    rng = np.random.default_rng(seed)
-    count, centres = draw(st.integers(0, 120)), rng.integers(0, 2**64, 6, dtype=np.uint64)
-    hashes = centres[rng.integers(0, 6, count)]
+    """Hashes near a few centres, with repeats, in few bits or many, and ranks with ties."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count, centres = draw(st.integers(0, 100)), rng.integers(0, 2**64, 6, dtype=np.uint64)
+    hashes = centres[rng.integers(0, 6, count)] >> np.uint64(draw(st.sampled_from([0, 0, 40, 58])))
     for _ in range(draw(st.integers(0, 8))):
-        hashes ^= np.uint64(1) << rng.integers(0, 64, count).astype(np.uint64)
+        hashes ^= np.uint64(1) << rng.integers(0, draw(st.sampled_from([8, 64])), count).astype(np.uint64)
     return hashes, rng.integers(0, 20, count)
 
 
-@settings(max_examples=60, deadline=None)
-@given(clustered(), st.integers(0, 12))
-def test_near_duplicates_is_brute_force(case, radius):
+@settings(max_examples=30, deadline=None)
+@given(clustered(), st.integers(0, 16), st.sampled_from([0, 30, 10**6]), st.booleans())
+def test_survivors_are_brute_force(case, radius, max_pairs, banded):
+    """However many pairs are held at a time, and with bands and cuts where few hashes would be met whole."""
     hashes, rank = case
-    assert near_duplicates(hashes, radius, rank).tolist() == brute_force(hashes, radius, rank)
+    with pytest.MonkeyPatch.context() as patch:
+        if banded:
+            patch.setattr(hamming, "SMALL", 4)
+            patch.setattr(hamming, "_worth_a_cut", lambda bands, radius: 12 if bands else 10**9)
+        order = np.argsort(rank, kind="stable")
+        relation = NearByHash(words_WN=hashes[None, order], radius=radius)
+        found = order[survivors([relation], len(hashes), max_pairs=max_pairs).survivor]
+        expected = brute_force(hashes, radius, rank)
+        assert found.tolist() == [expected[at] for at in order]
+        assert near_duplicates(hashes, radius, rank).tolist() == expected
 
 
-@pytest.mark.parametrize("radius", [0, 1, 3, 4, 6, 8, 16])
-def test_near_pairs_lists_each_pair_once(radius):
+def planted(rng, words, count, most):
+    """Return hashes uint64 (words, count), each third one within `most` bits of another."""
+    hashes = rng.integers(0, 2**64, (words, count), dtype=np.uint64)
+    for at in range(0, count, 3):
+        other = rng.integers(count)
+        hashes[:, at] = hashes[:, other]
+        for bit in rng.choice(64 * words, rng.integers(0, most + 1), replace=False):
+            hashes[bit // 64, at] ^= np.uint64(1) << np.uint64(bit % 64)
+    return hashes
+
+
+@pytest.mark.parametrize(("words", "radius"), [(1, 0), (1, 3), (1, 4), (1, 6), (1, 8), (1, 11), (4, 0), (4, 31)])
+@pytest.mark.parametrize("itself", [True, False])
+def test_all_near_pairs_are_found_and_no_others(words, radius, itself):
+    """3,000 hashes: above the size that is met whole. Radius 31 on 256 bits is PDQ's: recall 1 there, too."""
     rng = np.random.default_rng(radius)
-    centres = rng.integers(0, 2**64, 4, dtype=np.uint64)
-    hashes = np.unique(centres[rng.integers(0, 4, 300)] ^ (np.uint64(1) << rng.integers(0, 64, 300).astype(np.uint64)))
-    expected = [
-        (i, j)
-        for i in range(len(hashes))
-        for j in range(i + 1, len(hashes))
-        if distance(hashes[i], hashes[j]) <= radius
-    ]
-    assert [tuple(pair) for pair in near_pairs(hashes, radius)] == expected
+    left = planted(rng, words, 3000, radius + 2)
+    right = left if itself else np.concatenate([left[:, ::7], planted(rng, words, 500, radius + 2)], axis=1)
+    found = np.concatenate([np.empty((0, 2), np.int64), *near_pairs(left, None if itself else right, radius)])
+    expected = np.argwhere(bits_between(left, right) <= radius)
+    if itself:
+        found, expected = np.sort(found, axis=1), expected[expected[:, 0] < expected[:, 1]]
+    assert len(expected) > 300
+    assert np.array_equal(np.unique(found, axis=0), expected)
+
+
+def test_a_full_piece_is_continued(monkeypatch):
+    hashes = planted(np.random.default_rng(2), 1, 3000, 2)
+    expected = np.unique(np.sort(np.concatenate(list(near_pairs(hashes, None, 3))), axis=1), axis=0)
+    monkeypatch.setattr(hamming, "PAIRS_PER_PIECE", LANES + 5)
+    pieces = list(near_pairs(hashes, None, 3))
+    assert max(map(len, pieces)) <= LANES + 5
+    assert np.array_equal(np.unique(np.sort(np.concatenate(pieces), axis=1), axis=0), expected)
+
+
+def test_lanes_beyond_the_last_hash_never_match():
+    """Hashes of few bits: what is not there must not look like zero."""
+    for count in range(1, 2 * WIDE_LANES + 2):
+        hashes = (np.uint64(1) << np.arange(count, dtype=np.uint64) % np.uint64(60))[None]
+        expected = np.argwhere(np.triu(bits_between(hashes, hashes) <= 1, 1))
+        found = np.concatenate([np.empty((0, 2), np.int64), *near_pairs(hashes, None, 1)])
+        assert np.array_equal(np.unique(np.sort(found, axis=1), axis=0), expected)
+
+
+def test_a_second_hash_confirms():
+    rng = np.random.default_rng(1)
+    hashes, second = planted(rng, 1, 2500, 3), planted(rng, 4, 2500, 20)
+    second[:, ::3] = second[:, [0]]
+    confirm = Confirm(words_4N=second, radius=31)
+    found = np.concatenate(list(near_pairs(hashes, None, 4, confirm=(confirm, confirm))))
+    near = (bits_between(hashes, hashes) <= 4) & (bits_between(second, second) <= 31)
+    expected = np.argwhere(np.triu(near, 1))
+    assert len(expected) > 100
+    assert np.array_equal(np.unique(np.sort(found, axis=1), axis=0), expected)
 
 
 def test_no_order_changes_the_survivors():
     rng = np.random.default_rng(5)
     hashes = rng.integers(0, 2**64, 10, dtype=np.uint64)[rng.integers(0, 10, 400)]
     hashes ^= np.uint64(1) << rng.integers(0, 64, 400).astype(np.uint64)
-    rank = rng.permutation(400)
-    expected = near_duplicates(hashes, 2, rank)
-    shuffle = rng.permutation(400)
+    rank, shuffle = rng.permutation(400), rng.permutation(400)
     shuffled = near_duplicates(hashes[shuffle], 2, rank[shuffle])
-    assert (shuffle[shuffled] == expected[shuffle]).all()
+    assert (shuffle[shuffled] == near_duplicates(hashes, 2, rank)[shuffle]).all()
+
+
+def test_skew_costs_no_square():
+    """A million copies, and 100,000 hashes of which each is near a thousand others: squares of these would not end."""
+    assert (near_duplicates(np.full(1_000_000, 7, np.uint64), 4) == 0).all()
+    dense = np.random.default_rng(0).permutation(100_000).astype(np.uint64)
+    found = near_duplicates(dense, 4)
+    kept = dense[np.unique(found)][None]
+    assert bits_between(kept, kept)[~np.eye(kept.shape[1], dtype=bool)].min() > 4
+    assert np.bitwise_count(dense ^ dense[found]).max() <= 4
+
+
+def test_a_shared_band_is_cut_by_the_others(monkeypatch):
+    monkeypatch.setattr(hamming, "MIN_CUT", 100)
+    hashes = planted(np.random.default_rng(3), 1, 6000, 4) & ~np.uint64(0xFFFF0000)
+    found = np.concatenate(list(near_pairs(hashes, None, 3)))
+    expected = np.argwhere(np.triu(bits_between(hashes, hashes) <= 3, 1))
+    assert np.array_equal(np.unique(np.sort(found, axis=1), axis=0), expected)
+
+
+def test_first_equal_is_the_first_row_with_the_keys():
+    rng = np.random.default_rng(0)
+    keys = [rng.integers(0, 12, 5000).astype(np.uint64) for _ in range(3)]
+    _, first, inverse = np.unique(np.stack(keys), axis=1, return_index=True, return_inverse=True)
+    assert np.array_equal(first_equal(keys), first[inverse.ravel()])
+
+
+def test_a_layout_is_a_stable_sort_by_the_band():
+    words = planted(np.random.default_rng(0), 4, 1000, 9)
+    for band in range(16):
+        values = words[band // 4] >> np.uint64(16 * (band % 4)) & np.uint64(0xFFFF)
+        made = layout(words, band)
+        assert np.array_equal(made.order, np.argsort(values, kind="stable"))
+        assert np.array_equal(made.words_WN, words[:, made.order])
+        assert np.array_equal(made.starts, np.searchsorted(np.sort(values), np.arange(65537)))
 
 
 def test_band_limits_keep_the_pigeonhole():
-    for radius in range(17):
-        assert sum(band_limits(radius) + 1) == radius + 1
+    for bands in (1, 3, 4, 16):
+        for radius in range(40):
+            assert sum(limit + 1 for limit in band_limits(radius, bands)) == radius + 1
 
 
-def test_a_radius_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r"radius = 17: must be 0\.\.16"):
-        near_duplicates(np.zeros(2, np.uint64), 17)
-
-
-def test_both_relations_decide_together():
-    """0 and 1 are near by hash, 1 and 2 by embedding: 1 goes, so 2 stays."""
-    hashes = np.array([0, 1, 0xFFFF], np.uint64)
-    found = greedy(hashes, np.ones(3, bool), 1, np.array([[1, 2]]))
-    assert found.survivor.tolist() == [0, 0, 2]
-    assert found.by_hash.tolist() == [False, True, False]
-
-
-def test_semantic_pairs_are_brute_force_where_all_clusters_are_searched():
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((20, 16))
-    embeddings = centres[rng.integers(0, 20, 300)] + 0.15 * rng.standard_normal((300, 16))
-    embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float16)
-    found = semantic_pairs(embeddings, eps=0.1, clusters=5, sample=200, nearest=5, seed=0)
-    cosine = embeddings.astype(np.float32) @ embeddings.astype(np.float32).T
-    i, j = np.nonzero(np.triu(cosine > 0.9, 1))
-    assert len(i) > 50
-    assert sorted(map(tuple, found.pairs.tolist())) == sorted(zip(i.tolist(), j.tolist(), strict=True))
-
-
-def corpus(rows: list[dict]) -> Corpus:
-    rng = np.random.default_rng(0)
-    embedding = rng.standard_normal((len(rows), 8))
-    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    uid = np.array([row["uid"] for row in rows])
-    area = np.array([row.get("area", 100) for row in rows])
-    fine = np.ones(len(rows), bool)
-    return Corpus(
-        uid=uid,
-        sha256=np.array([row["sha256"] for row in rows]),
-        caption=np.array([row.get("caption", "") for row in rows]),
-        phash64=np.array([row["phash64"] for row in rows], np.uint64),
-        entropy_bits=np.array([row.get("entropy", 7.0) for row in rows], np.float32),
-        policy=ranking.terms(area, np.zeros(len(rows)), fine, uid),
-        embedding=embedding.astype(np.float16),
-    )
-
-
-CONFIG = DedupConfig(radius_bits=2, error_image_captions=3, semantic_eps=None)
-
-
-def test_kinds_survivors_and_distances():
-    rows = [
-        {"uid": "a", "sha256": "s1", "phash64": 0, "area": 50},
-        {"uid": "b", "sha256": "s2", "phash64": 1, "area": 100},
-        {"uid": "c", "sha256": "s2", "phash64": 1, "area": 100},
-        {"uid": "d", "sha256": "s3", "phash64": 2**63 - 1, "area": 10},
-    ]
-    found = find_duplicates(corpus(rows), CONFIG)
-    assert found.survivor.tolist() == [1, 1, 1, 3]
-    assert found.kind.tolist() == ["perceptual", None, "exact", None]
-    assert found.distance[:3].tolist()[::2] == [1.0, 0.0]
-    assert np.isnan(found.distance[1])
-
-
-def test_an_error_image_has_no_survivor_and_stands_for_nobody():
-    rows = [{"uid": f"e{n}", "sha256": "gone", "caption": f"c{n}", "phash64": 0, "area": 999} for n in range(3)]
-    rows.append({"uid": "x", "sha256": "other", "phash64": 0})
-    found = find_duplicates(corpus(rows), CONFIG)
-    assert found.survivor.tolist() == [-1, -1, -1, 3]
-    assert found.kind.tolist() == ["error_image"] * 3 + [None]
-
-
-def test_flat_pictures_do_not_match_perceptually():
-    rows = [{"uid": str(n), "sha256": str(n), "phash64": 0, "entropy": 0.5} for n in range(4)]
-    found = find_duplicates(corpus(rows), CONFIG)
-    assert found.survivor.tolist() == [0, 1, 2, 3]
-    assert found.is_flat.all()
+@pytest.mark.parametrize(
+    ("hashes", "radius", "rank", "told"),
+    [
+        (np.zeros(2, np.uint64), 17, None, r"radius = 17: must be 0\.\.16"),
+        (np.zeros(2, np.int64), 3, None, "hashes of type int64"),
+        (np.zeros(2, np.uint64), 3, np.zeros(3, np.int64), r"rank of shape \(3,\): must be \(2,\)"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(hashes, radius, rank, told):
+    with pytest.raises(ValueError, match=told):
+        near_duplicates(hashes, radius, rank)
 
 
 def test_ranking_takes_its_terms_in_order():
-    uids = np.array(["b", "a", "c"])
-    policy = ranking.terms(np.array([4, 4, 9]), np.array([1.0, 1.0, 0.0]), np.array([True, True, True]), uids)
-    assert ranking.rank(policy).tolist() == [2, 1, 0]
-    assert ranking.won_by(policy, np.array([2, 1]), np.array([0, 0])) == ["resolution", "uid"]
+    uid = np.array([[0, 2], [0, 1], [0, 3], [9, 9], [0, 4], [0, 5]], np.uint64)
+    ahead = np.array([False, False, False, True, False, False])
+    fine = np.array([True, True, True, True, False, True])
+    keys = ranking.keys(ahead, np.array([4, 4, 9, 1, 4, 4]), np.array([1.0, 1.01, 0, 0, 1, 7]), fine)
+    assert ranking.order(keys, uid).tolist() == [3, 2, 5, 1, 0, 4]
+    winner, loser = np.array([3, 2, 5, 1, 0]), np.array([2, 5, 1, 0, 4])
+    told = [ranking.TERMS[at] for at in ranking.won_by(keys[winner], keys[loser])]
+    assert told == ["earlier", "resolution", "technical quality", "uid", "caption"]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("folder", ["dup_history", "dup_caltech", "dup_imagededup", "dup_pdq"])
+@pytest.mark.parametrize("radius", [4, 8])
+def test_real_pictures_are_brute_force_by_both_hashes(shared, folder, radius):
+    images = []
+    for line in (shared / folder / "groups.jsonl").read_text().splitlines():
+        try:
+            images.append(decode((shared / folder / json.loads(line)["file"]).read_bytes(), 120))
+        except UnreadableImage:
+            continue
+    hashes = np.array([phash64(image) for image in images], np.uint64)
+    assert near_duplicates(hashes, radius).tolist() == brute_force(hashes, radius, range(len(hashes)))
+    pdq = np.stack([np.frombuffer(pdq256(image)[0], ">u8") for image in images], axis=1).astype(np.uint64)
+    found = np.concatenate([np.empty((0, 2), np.int64), *near_pairs(pdq, None, 31)])
+    expected = np.argwhere(np.triu(bits_between(pdq, pdq) <= 31, 1))
+    assert np.array_equal(np.unique(np.sort(found, axis=1), axis=0), expected)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate.hashes import pdq256, phash64
+from curate.hashes import TURNS, pdq256, phash64, phash64_and_turned, turned
 from curate.image import decode
 from tests.conftest import picture
 
@@ -29,6 +29,59 @@ def test_phash64_is_imagehash_s_on_photographs(shared):
         with Image.open(path) as image:
             rgb = image.convert("RGB")
         assert phash64(rgb) == of_imagehash(rgb), path.name
+
+
+def bits_beside_imagehash(image: Image.Image) -> list[int]:
+    """Return for each turn how many bits the hash from one DCT is away from imagehash's of the turned picture."""
+    _, found = phash64_and_turned(image)
+    return [(own ^ of_imagehash(image.transpose(turn))).bit_count() for own, turn in zip(found, TURNS, strict=True)]
+
+
+def test_the_turned_hashes_are_imagehash_s_of_the_turned_picture():
+    """Resizing rounds differently in another direction: a bit may go over the median, and another one under it."""
+    away = np.array([bits_beside_imagehash(picture(seed, 200 + 13 * seed, 150)) for seed in range(20)])
+    assert away.shape == (20, 7)
+    assert away.max() <= 2
+    assert (away == 0).mean() >= 0.95
+
+
+@pytest.mark.shared
+def test_the_turned_hashes_are_imagehash_s_on_photographs(shared):
+    photos = sorted((shared / "photos_coco").rglob("*.jpg"))
+    assert len(photos) >= 50
+    away = np.array([bits_beside_imagehash(Image.open(path).convert("RGB")) for path in photos])
+    assert away.max() <= 2
+    assert (away == 0).mean() >= 0.95
+
+
+def test_the_one_dct_gives_phash64_too():
+    image = picture(1)
+    own, others = phash64_and_turned(image)
+    assert own == phash64(image)
+    assert len({own, *others}) == 8
+
+
+INVERSE = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+"""Every other turn undoes itself."""
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_turning_back_gives_the_original(turn):
+    low = np.random.default_rng(0).normal(size=(8, 8))
+    there = turned(low)[TURNS.index(turn)]
+    back = turned(there)[TURNS.index(INVERSE.get(turn, turn))]
+    assert not np.array_equal(there, low)
+    assert np.array_equal(back, low)
+
+
+def test_two_turns_make_a_third():
+    low = np.random.default_rng(1).normal(size=(8, 8))
+    once = dict(zip(TURNS, turned(low), strict=True))
+    flipped = dict(zip(TURNS, turned(once[Image.Transpose.FLIP_LEFT_RIGHT]), strict=True))
+    assert np.array_equal(flipped[Image.Transpose.FLIP_TOP_BOTTOM], once[Image.Transpose.ROTATE_180])
+    quarter = dict(zip(TURNS, turned(once[Image.Transpose.ROTATE_90]), strict=True))
+    assert np.array_equal(quarter[Image.Transpose.ROTATE_90], once[Image.Transpose.ROTATE_180])
+    assert np.array_equal(quarter[Image.Transpose.TRANSPOSE], once[Image.Transpose.FLIP_LEFT_RIGHT])
 
 
 PUBLISHED_ON_ONE_PHOTO = ("python/java hasher on aaa-orig.jpg", "bridge-1-original.jpg (=aaa-orig.jpg)")

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from curate.hashes import phash64_and_turned
+from curate.image import decode
 from schemas import captions, duplicates, features, samples, scores, selection, shards
 from tests.pipelines.small_run import origin, run, settings, write_sources
 
@@ -90,6 +92,19 @@ def test_embeddings_are_unit_length(curated):
     rows = read(curated, "features").dropna(subset=["embedding"])
     norms = [np.linalg.norm(embedding.astype(np.float32)) for embedding in rows.embedding]
     np.testing.assert_allclose(norms, 1.0, atol=2e-3)
+
+
+def test_hashes_of_turned_pictures_lie_beside_their_own(curated):
+    tables = [pq.read_table(curated / "out" / "tables" / name) for name in ("samples", "features")]
+    decoded = 0
+    for place, found in zip(*(table.sort_by("uid").to_pylist() for table in tables), strict=True):
+        if found["status"] != "ok":
+            assert found["phash64_turned"] is None
+            continue
+        data = (curated / "out" / place["shard"]).read_bytes()[place["offset"] :][: place["num_bytes"]]
+        assert (found["phash64"], found["phash64_turned"]) == phash64_and_turned(decode(data, 1))
+        decoded += 1
+    assert 0 < decoded < len(tables[0])
 
 
 def test_plain_webdataset_reads_the_shards(curated):

@@ -1,0 +1,202 @@
+"""What near means, as relations over rows that are ordered by rank: a smaller row is the better sample.
+
+A relation answers three questions, each in bounded memory: which rows have a near row at all, which
+pairs are near (unless there are too many), and which is the best of given rows near each of others.
+
+Shape legend: N rows, W words of 64 bits, P pairs, T turned pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+
+from curate.dedup.hamming import Confirm, near_pairs
+
+NONE = -1
+ENOUGH_PAIRS = 1 << 24
+"""With more pairs than this for fewer rows, looking for rows without any is no gain."""
+
+
+class Relation(Protocol):
+    """A symmetric relation over rows."""
+
+    def marked(self, rows: np.ndarray) -> np.ndarray:
+        """Return which of the ascending `rows` may be near another of them, bool (len(rows),); the others are not."""
+        ...
+
+    def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
+        """Return the near pairs of positions in the ascending `rows`, int64 (P, 2), or None where P > `limit`."""
+        ...
+
+    def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
+        """Return for each row of `of` the smallest row of `among` near it, int64 (len(of),), NONE without."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearByHash:
+    """Near: within `radius` bits, of any turned picture where there are such, and within the second hash's radius."""
+
+    words_WN: np.ndarray
+    """uint64 (W, N): W = 1 for phash64, 4 for PDQ and SHA-256."""
+    radius: int
+    has_hash: np.ndarray | None = None
+    """bool (N,): rows that take part; None means all."""
+    turned_TN: np.ndarray | None = None
+    """uint64 (T, N): the hashes of the flipped and turned picture; needs W = 1."""
+    confirm: Confirm | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.turned_TN is not None and self.confirm is not None:
+            raise ValueError("turned hashes cannot be confirmed by the second hash of the picture as it is")
+
+    def marked(self, rows: np.ndarray) -> np.ndarray:
+        part = np.flatnonzero(self._takes_part(rows))
+        first = first_equal(self._keys(rows[part]))
+        is_first = first == np.arange(len(part))
+        near = np.zeros(len(part), bool)
+        near[first[~is_first]] = True
+        own, count = np.flatnonzero(is_first), 0
+        if self.radius or self.turned_TN is not None:
+            for pairs in self._near(rows[part[own]], None):
+                near[own[pairs.ravel()]] = True
+                count += len(pairs)
+                if count > max(ENOUGH_PAIRS, 16 * len(rows)):
+                    near[:] = True
+                    break
+        marked = np.zeros(len(rows), bool)
+        marked[part] = near[first]
+        return marked
+
+    def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
+        part = np.flatnonzero(self._takes_part(rows))
+        repeats = np.bincount(first_equal(self._keys(rows[part])), minlength=1).astype(np.float64)
+        if (repeats * (repeats - 1) / 2).sum() > limit:
+            return None
+        found = at_most(self._near(rows[part], None), limit)
+        return None if found is None else part[found]
+
+    def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
+        best = np.full(len(of), NONE, np.int64)
+        part = np.flatnonzero(self._takes_part(of))
+        among = self._taking_part(among)
+        first = first_equal(self._keys(of[part]))
+        own = np.flatnonzero(first == np.arange(len(part)))
+        found = smallest(self._near(of[part[own]], among), len(own))
+        by_first = np.full(len(part), NONE, np.int64)
+        by_first[own] = np.where(found == NONE, NONE, among[found] if len(among) else NONE)
+        best[part] = by_first[first]
+        return best
+
+    def met(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return those of the rows of both sides that may be near one of the other side, ascending by side."""
+        rows = [side[self._takes_part(side)] for side in (left, right)]
+        first = [first_equal(self._keys(side)) for side in rows]
+        own = [np.flatnonzero(side == np.arange(len(side))) for side in first]
+        near, count = [np.zeros(len(side), bool) for side in rows], 0
+        for pairs in self._near(rows[0][own[0]], rows[1][own[1]]):
+            count += len(pairs)
+            if count > max(ENOUGH_PAIRS, 16 * (len(left) + len(right))):
+                return np.concatenate(rows)
+            for side in (0, 1):
+                near[side][own[side][pairs[:, side]]] = True
+        return np.concatenate([rows[side][near[side][first[side]]] for side in (0, 1)])
+
+    def distance(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return the bits by which the hashes of two rows differ, int64 (P,), the least over the turned ones."""
+        own = np.bitwise_count(self.words_WN[:, left] ^ self.words_WN[:, right]).sum(axis=0, dtype=np.int64)
+        for turned in self.turned_TN if self.turned_TN is not None else ():
+            for one, other in ((left, right), (right, left)):
+                own = np.minimum(own, np.bitwise_count(turned[one] ^ self.words_WN[0, other]))
+        return own
+
+    def _takes_part(self, rows: np.ndarray) -> np.ndarray:
+        return np.ones(len(rows), bool) if self.has_hash is None else self.has_hash[rows]
+
+    def _taking_part(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self.has_hash is None else rows[self.has_hash[rows]]
+
+    def _keys(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Return what must be equal for two rows to be near the same others."""
+        words = [*self.words_WN, *(self.turned_TN if self.turned_TN is not None else ())]
+        return [word[rows] for word in [*words, *(self.confirm.words_4N if self.confirm else ())]]
+
+    def _near(self, left: np.ndarray, right: np.ndarray | None) -> Iterator[np.ndarray]:
+        """Yield near pairs as positions in `left` and `right` (None: left itself)."""
+        words, confirm = self._confirm_words(left), None
+        if self.confirm is not None and words is not None:
+            confirm = (words, words if right is None else self._confirm_words(right) or words)
+        own = self.words_WN[:, left]
+        others = None if right is None else self.words_WN[:, right]
+        yield from near_pairs(own, others, self.radius, confirm=confirm, threads=self.threads)
+        for turned in self.turned_TN if self.turned_TN is not None else ():
+            base = own if others is None else others
+            for pairs in near_pairs(turned[None, left], base, self.radius, threads=self.threads):
+                yield pairs if right is not None else pairs[pairs[:, 0] != pairs[:, 1]]
+            if right is not None:
+                yield from near_pairs(own, turned[None, right], self.radius, threads=self.threads)
+
+    def _confirm_words(self, rows: np.ndarray) -> Confirm | None:
+        if self.confirm is None:
+            return None
+        return Confirm(words_4N=np.ascontiguousarray(self.confirm.words_4N[:, rows]), radius=self.confirm.radius)
+
+
+def first_equal(keys: Sequence[np.ndarray], parts: int = 2) -> np.ndarray:
+    """Return for each row the first row with equal keys, int64 (N,); `keys` are uint64 (N,) each.
+
+    One table of open addressing for each part of the keys' values, each filled by a thread of its own.
+    """
+    count = len(keys[0])
+    first = np.empty(count, np.int32 if count < 2**31 else np.int64)
+    keys_KN = np.ascontiguousarray(keys)
+    slots = 1 << max(3, (2 * count // parts).bit_length())
+    with ThreadPoolExecutor(parts) as pool:
+        for part in [pool.submit(_first_equal, keys_KN, first, slots, part, parts) for part in range(parts)]:
+            part.result()
+    return first
+
+
+@njit(nogil=True, cache=True)
+def _first_equal(keys_KN, first, slots, part, parts):
+    table = np.full(slots, -1, first.dtype)
+    for row in range(keys_KN.shape[1]):
+        mixed = np.uint64(0)
+        for word in keys_KN[:, row]:
+            mixed = (mixed ^ word) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(32)
+        if mixed % np.uint64(parts) != np.uint64(part):
+            continue
+        slot = np.int64((mixed >> np.uint64(8)) & np.uint64(slots - 1))
+        while table[slot] >= 0 and not np.array_equal(keys_KN[:, table[slot]], keys_KN[:, row]):
+            slot = (slot + 1) & (slots - 1)
+        if table[slot] < 0:
+            table[slot] = row
+        first[row] = table[slot]
+
+
+def at_most(pieces: Iterable[np.ndarray], limit: int) -> np.ndarray | None:
+    """Return all pairs of the pieces, or None as soon as there are more than `limit`."""
+    kept, count = [np.empty((0, 2), np.int64)], 0
+    for piece in pieces:
+        kept.append(piece)
+        count += len(piece)
+        if count > limit:
+            return None
+    return np.concatenate(kept)
+
+
+def smallest(pieces: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """Return the smallest right position for each of `count` left ones, int64, NONE without a pair."""
+    highest = np.iinfo(np.int64).max
+    best = np.full(count, highest, np.int64)
+    for pairs in pieces:
+        np.minimum.at(best, pairs[:, 0], pairs[:, 1])
+    return np.where(best == highest, NONE, best)

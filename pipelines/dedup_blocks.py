@@ -1,0 +1,137 @@
+"""Near by hash over blocks: rows are places in the ranking, cut into blocks of which a task holds two at most."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from curate.config import CurationConfig, DedupConfig
+from curate.dedup.hamming import Confirm
+from curate.dedup.relations import NONE, NearByHash
+from pipelines.store import Root
+
+SCRATCH = "dedup_scratch"
+BY_BYTES, BY_HASH = "bytes", "hash"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The rows of a corpus in files below the root, best first."""
+
+    root: str
+    config: DedupConfig
+    starts: np.ndarray
+    """int64 (blocks + 1,): first row of each block."""
+    threads: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def of(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield each block that holds any of the ascending rows, with them."""
+        cuts = np.searchsorted(rows, self.starts)
+        for block, (first, last) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+            if last > first:
+                yield block, rows[first:last]
+
+    def load(self, name: str, parts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+        """Return a column at given rows of given blocks, one after the other."""
+        root = Root(self.root)
+        columns = [np.load(root.open(column_file(block, name)))[rows - self.starts[block]] for block, rows in parts]
+        return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+    def near_by(self, kind: str, parts: Sequence[tuple[int, np.ndarray]]) -> NearByHash:
+        """Return the relation over the given rows of blocks, counted from 0."""
+        if kind == BY_BYTES:
+            words = np.ascontiguousarray(self.load("sha", parts).T)
+            return NearByHash(words_WN=words, radius=0, threads=self.threads)
+        turned = confirm = None
+        if self.config.turns != "none":
+            turned = np.ascontiguousarray(self.load("turned", parts).T)
+        if self.config.confirm_pdq_bits is not None:
+            words = np.ascontiguousarray(self.load("pdq", parts).T)
+            confirm = Confirm(words_4N=words, radius=self.config.confirm_pdq_bits)
+        return NearByHash(
+            words_WN=self.load("phash", parts)[None],
+            radius=self.config.radius_bits,
+            has_hash=self.load("has_hash", parts),
+            turned_TN=turned,
+            confirm=confirm,
+            threads=self.threads,
+        )
+
+
+def column_file(block: int, name: str) -> str:
+    return f"{SCRATCH}/blocks/{block:05d}/{name}.npy"
+
+
+def write_block(config: CurationConfig, block: int, records: np.ndarray) -> None:
+    """Write the columns of one block's records, which are in the order of their rank."""
+    root = Root(config.root)
+    for name in records.dtype.names or ():
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(records[name]))
+        root.write(column_file(block, name), buffer.getvalue())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearInBlocks:
+    """The relation over all rows; each pair of blocks is a task."""
+
+    kind: str
+    blocks: Blocks
+    pool: Any
+
+    def marked(self, rows: np.ndarray) -> np.ndarray:
+        marked = np.zeros(len(rows), bool)
+        parts = list(self.blocks.of(rows))
+        calls = [(self.blocks, self.kind, parts[i : i + 1], parts[j : j + 1] if j > i else [])
+                 for i in range(len(parts)) for j in range(i, len(parts))]  # fmt: skip
+        for near in self.pool.map(_met, calls, self.blocks.threads):
+            marked[np.searchsorted(rows, near)] = True
+        return marked
+
+    def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
+        if len(rows) > self.blocks.config.rows_per_block:
+            return None
+        calls = [(self.blocks, self.kind, list(self.blocks.of(rows)), limit)] if len(rows) else []
+        found = list(self.pool.map(_pairs, calls, self.blocks.threads))
+        return found[0] if found else np.empty((0, 2), np.int64)
+
+    def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
+        highest = np.iinfo(np.int64).max
+        best = np.full(len(of), highest)
+        calls = [(self.blocks, self.kind, left, right)
+                 for left in self.blocks.of(of) for right in self.blocks.of(among)]  # fmt: skip
+        for rows, nearest in self.pool.map(_nearest, calls, self.blocks.threads):
+            places = np.searchsorted(of, rows)
+            best[places] = np.minimum(best[places], nearest)
+        return np.where(best == highest, NONE, best)
+
+
+def _met(blocks: Blocks, kind: str, left: list[tuple[int, np.ndarray]], right: list[tuple[int, np.ndarray]]) -> Any:
+    """Return the rows that may be near another one: of one block among themselves, or of two blocks."""
+    relation = blocks.near_by(kind, [*left, *right])
+    rows = np.concatenate([part for _, part in [*left, *right]])
+    places = np.arange(len(rows))
+    if not right:
+        return rows[relation.marked(places)]
+    return rows[relation.met(places[: len(left[0][1])], places[len(left[0][1]) :])]
+
+
+def _pairs(blocks: Blocks, kind: str, parts: list[tuple[int, np.ndarray]], limit: int) -> np.ndarray | None:
+    relation = blocks.near_by(kind, parts)
+    return relation.pairs(np.arange(sum(len(rows) for _, rows in parts)), limit)
+
+
+def _nearest(blocks: Blocks, kind: str, left: tuple[int, np.ndarray], right: tuple[int, np.ndarray]) -> Any:
+    """Return the rows of the left block that are near one of the right, and the best one for each."""
+    relation = blocks.near_by(kind, [left, right])
+    count = len(left[1])
+    best = relation.nearest(np.arange(count), count + np.arange(len(right[1])))
+    near = best != NONE
+    return left[1][near], right[1][best[near] - count]

@@ -1,0 +1,222 @@
+"""Near by embedding over groups of clusters: each embedding is in the groups of the clusters it is searched in."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate import sample
+from curate.config import CurationConfig
+from curate.dedup.records import fixed_size, words_of_hex
+from curate.dedup.relations import NONE, at_most
+from pipelines.dedup_blocks import SCRATCH
+from pipelines.dedup_tasks import Source, read_rows
+from pipelines.shuffle import Parts, read_part, write_parts
+from pipelines.store import Root
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Groups of clusters in files below the root."""
+
+    root: str
+    count: int
+    clusters: int
+    least_cosine: float
+
+    def load(self, group: int, name: str) -> np.ndarray:
+        return np.load(Root(self.root).open(group_file(group, name)))
+
+
+def group_file(group: int, name: str) -> str:
+    return f"{SCRATCH}/groups/{group:05d}/{name}.npy"
+
+
+def draw(config: CurationConfig, source: Source, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the uids, uint64 (S, 2), and embeddings of about a share of a source's samples, chosen by uid."""
+    rows = read_rows(config, source, ["uid", "status", "embedding"])
+    rows = rows.filter(pc.equal(rows["status"], sample.OK))
+    uid = words_of_hex(rows["uid"], 32)
+    chosen = np.flatnonzero(uid[:, 1] <= np.uint64(min(share * 2.0**64, 2.0**64 - 2048)))
+    return uid[chosen], fixed_size(rows["embedding"].take(pa.array(chosen)))
+
+
+def fit(config: CurationConfig, drawn: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return the centroids of the clusters, float32 (K, D); in the order of the uids, whatever that of the sources."""
+    from curate.dedup.semantic import fit_clusters
+
+    uid = np.concatenate([uid for uid, _ in drawn])
+    embeddings_ND = np.concatenate([embeddings for _, embeddings in drawn])
+    order = np.lexsort((uid[:, 1], uid[:, 0]))
+    return fit_clusters(embeddings_ND[order], clusters=config.dedup.semantic_clusters, seed=config.dedup.seed)
+
+
+def assign_clusters(
+    config: CurationConfig, pool: Any, sources: Sequence[Source], total: int, places: list[Parts]
+) -> NearInClusters:
+    """Search each embedding's clusters, and write it to their groups."""
+    dedup, width = config.dedup, pool.node_cpus
+    share = min(1.0, dedup.semantic_sample / max(total, 1))
+    drawn = pool.share(list(pool.map(draw, [(config, source, share) for source in sources])))
+    centroids = next(iter(pool.map(fit, [(config, drawn)], width, gpu=True)))
+    groups = min(max(1, -(-total * dedup.semantic_nearest // dedup.rows_per_group)), max(1, len(centroids)))
+    shared, by_fragment = pool.share(centroids), pool.share(places)
+    calls = [(config, number, source, shared, groups, by_fragment) for number, source in enumerate(sources)]
+    assigned = pool.share(list(pool.map(assign, calls, width, gpu=True)))
+    for _ in pool.map(gather, [(config, assigned, group) for group in range(groups)]):
+        pass
+    least = 1 - (dedup.semantic_eps or 0.0)
+    found = Groups(root=config.root, count=groups, clusters=len(centroids), least_cosine=least)
+    return NearInClusters(groups=found, pool=pool)
+
+
+def assign(
+    config: CurationConfig, number: int, source: Source, centroids: np.ndarray, groups: int, places: list[Parts]
+) -> Parts:
+    """Write a source's embeddings to the groups of the clusters that they are searched in."""
+    from curate.dedup.semantic import nearest_clusters
+
+    root = Root(config.root)
+    rows = read_rows(config, source, ["uid", "embedding"])
+    found = np.sort(read_part(root, places, number), order="row")
+    embeddings_ND = fixed_size(rows["embedding"].take(pa.array(found["row"])))
+    members = nearest_clusters(embeddings_ND, centroids, config.dedup.semantic_nearest)
+    nearest = np.full(len(rows), -1, np.int32)
+    nearest[found["row"]] = members[:, 0] if len(members) else -1
+    buffer = io.BytesIO()
+    np.save(buffer, nearest)
+    root.write(cluster_file(number), buffer.getvalue())
+    part, at = _groups_of(members, groups, len(centroids))
+    kind = [("row", "i8"), ("members", "i4", members.shape[1:]), ("embedding", "f2", embeddings_ND.shape[1:])]
+    records = np.empty(len(part), kind)
+    records["row"], records["members"], records["embedding"] = found["place"][at], members[at], embeddings_ND[at]
+    return write_parts(root, f"{SCRATCH}/assigned/{number}.bin", records, part, groups)
+
+
+def _groups_of(members: np.ndarray, groups: int, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each group that each row is in, once: (group, row) as two int arrays."""
+    group = members.astype(np.int64) * groups // max(clusters, 1)
+    once = [(group[:, at : at + 1] != group[:, :at]).all(axis=1) for at in range(group.shape[1])]
+    parts = [group[first, at] for at, first in enumerate(once)]
+    return np.concatenate(parts), np.concatenate([np.flatnonzero(first) for first in once])
+
+
+def cluster_file(number: int) -> str:
+    return f"{SCRATCH}/clusters/{number}.npy"
+
+
+def gather(config: CurationConfig, files: Sequence[Parts], group: int) -> None:
+    """Write one group's rows in the order of their rank."""
+    root = Root(config.root)
+    records = read_part(root, files, group)
+    order = np.argsort(records["row"])
+    for name in ("row", "members", "embedding"):
+        buffer = io.BytesIO()
+        np.save(buffer, records[name][order])
+        root.write(group_file(group, name), buffer.getvalue())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearInClusters:
+    """The relation over all rows; each group of clusters is a task."""
+
+    groups: Groups
+    pool: Any
+
+    def marked(self, rows: np.ndarray) -> np.ndarray:
+        marked = np.zeros(len(rows), bool)
+        for places in self._map(_marked, self._calls(rows)):
+            marked[places] = True
+        return marked
+
+    def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
+        return at_most_of(self._map(_pairs, self._calls(rows, limit)), limit)
+
+    def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
+        highest = np.iinfo(np.int64).max
+        best = np.full(len(of), highest)
+        for places, nearest in self._map(_nearest, self._calls(of, among)):
+            best[places] = np.minimum(best[places], nearest)
+        return np.where(best == highest, NONE, best)
+
+    def distance(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return 1 - cosine of pairs that share a cluster, float64 (P,)."""
+        distance = np.full(len(left), np.nan)
+        for places, values in self._map(_distance, self._calls(left, right)):
+            distance[places] = values
+        return distance
+
+    def _map(self, function: Any, calls: list[tuple]) -> Iterator[Any]:
+        return self.pool.map(function, calls, self.pool.node_cpus, gpu=True)
+
+    def _calls(self, rows: np.ndarray, *more: Any) -> list[tuple]:
+        if len(rows) == 0:
+            return []
+        shared = self.pool.share(rows)
+        others = [self.pool.share(value) if isinstance(value, np.ndarray) else value for value in more]
+        return [(self.groups, group, shared, *others) for group in range(self.groups.count)]
+
+
+def at_most_of(found: Any, limit: int) -> np.ndarray | None:
+    """Return all pairs, or None where a group, or all together, have more than `limit`."""
+    pieces = list(found)
+    return None if any(piece is None for piece in pieces) else at_most(pieces, limit)
+
+
+class _Part:
+    """Those of a group's rows that are asked for, counted from 0."""
+
+    def __init__(self, groups: Groups, group: int, wanted: np.ndarray) -> None:
+        rows = groups.load(group, "row")
+        at = np.flatnonzero(np.isin(rows, wanted, assume_unique=False))
+        members = groups.load(group, "members")[at]
+        self.rows = rows[at]
+        self.embeddings_ND = groups.load(group, "embedding")[at]
+        low, high = (-(-edge * groups.clusters // groups.count) for edge in (group, group + 1))
+        inside = (members >= low) & (members < high)
+        self.rows_of = [
+            np.sort(np.flatnonzero(((members == cluster) & inside).any(axis=1)))
+            for cluster in np.unique(members[inside])
+        ]
+        self.least_cosine = groups.least_cosine
+
+
+def _marked(groups: Groups, group: int, rows: np.ndarray) -> np.ndarray:
+    from curate.dedup.semantic import mark_near
+
+    part = _Part(groups, group, rows)
+    near = mark_near(part.embeddings_ND, part.rows_of, part.least_cosine)
+    return np.searchsorted(rows, part.rows[near])
+
+
+def _pairs(groups: Groups, group: int, rows: np.ndarray, limit: int) -> np.ndarray | None:
+    from curate.dedup.semantic import near_pairs
+
+    part = _Part(groups, group, rows)
+    found = at_most(near_pairs(part.embeddings_ND, part.rows_of, part.least_cosine), limit)
+    return None if found is None else np.searchsorted(rows, part.rows)[found]
+
+
+def _nearest(groups: Groups, group: int, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from curate.dedup.semantic import nearest_survivors
+
+    part = _Part(groups, group, np.concatenate([of, among]))
+    asking, kept = (np.flatnonzero(np.isin(part.rows, rows)) for rows in (of, among))
+    best = nearest_survivors(part.embeddings_ND, part.rows_of, part.least_cosine, asking, kept)
+    near = best != NONE
+    return np.searchsorted(of, part.rows[asking[near]]), part.rows[best[near]]
+
+
+def _distance(groups: Groups, group: int, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from curate.dedup.semantic import exact_cosine
+
+    rows = groups.load(group, "row")
+    places = np.flatnonzero(np.isin(left, rows) & np.isin(right, rows))
+    i, j = np.searchsorted(rows, left[places]), np.searchsorted(rows, right[places])
+    return places, 1 - exact_cosine(groups.load(group, "embedding"), i, j)

@@ -1,0 +1,161 @@
+"""The whole of dedup, without Ray, against brute force."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.dedup import compare, sources_of
+from pipelines.dedup_index import earlier_entries, publish_entry
+from pipelines.store import Root, commit, publish, table_file
+from tests.pipelines.dedup_corpus import PLAIN, PlainPool, by_brute_force, random_rows, row, write_tables
+
+SEMANTIC = {"semantic_eps": 0.1, "semantic_clusters": 4, "semantic_nearest": 4}
+
+
+def run(config) -> dict[str, dict[str, Any]]:
+    """Return the rows of the duplicates table by uid."""
+    sources, rows = sources_of(config, earlier_entries(config))
+    made = compare(config, PlainPool(), sources, rows)
+    tables = [Root(config.root).read_table(path) for path in made.files]
+    found = {one["uid"]: one for table in tables for one in table.to_pylist()}
+    assert sum(len(table) for table in tables) == len(found) == made.num_rows
+    assert sum(count for name, count in made.counts.items() if name != "flat") == len(found)
+    return found
+
+
+def survivors_of(found: dict[str, dict[str, Any]]) -> dict[str, str | None]:
+    return {uid: one["survivor_uid"] for uid, one in found.items()}
+
+
+CASES = {
+    "by hash": {},
+    "one row a block": {"rows_per_block": 40},
+    "no pairs at a time": {"max_pairs": 0},
+    "wide radius": {"radius_bits": 10, "max_pairs": 500},
+    "with embeddings": SEMANTIC,
+    "embeddings in groups": SEMANTIC | {"rows_per_group": 50, "rows_per_block": 70},
+    "embeddings, few pairs": SEMANTIC | {"max_pairs": 3},
+    "confirmed": {"confirm_pdq_bits": 31},
+    "turned": {"turns": "all", "rows_per_block": 90},
+    "error images": {"error_image_captions": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_survivors_are_those_of_brute_force(case, tmp_path):
+    rows = random_rows(len(case), 240)
+    for at in range(0, 60, 3):  # a quarter turn of the one before, and a confirmed pair
+        rows[at]["phash64_turned"][5] = rows[at + 1]["phash64"]
+        rows[at]["pdq256"], rows[at]["pdq_quality"] = rows[at + 2]["pdq256"], 100 if at % 2 else 49
+        rows[at]["phash64"] = rows[at + 2]["phash64"]
+    config = write_tables(tmp_path, [rows[:100], [], rows[100:]], **CASES[case])
+    found = run(config)
+    assert survivors_of(found) == by_brute_force(rows, config.dedup)
+    assert all(found[one["survivor_uid"]]["is_survivor"] for one in found.values() if one["survivor_uid"])
+
+
+def test_no_order_of_files_and_no_size_of_blocks_changes_anything(tmp_path):
+    rows = random_rows(3, 200)
+    shuffled = [rows[at] for at in np.random.default_rng(0).permutation(200)]
+    expected = run(write_tables(tmp_path / "a", [rows], **SEMANTIC))
+    config = write_tables(tmp_path / "b", [shuffled[:30], shuffled[30:]], **SEMANTIC, rows_per_block=33, max_pairs=9)
+    assert run(config) == expected
+
+
+def test_kinds_distances_and_what_decided(tmp_path):
+    large = row(1, width_px=200)
+    rows = [
+        large,
+        row(2, sha256=large["sha256"], phash64=large["phash64"]),
+        row(3, phash64=large["phash64"] ^ 3),
+        row(4, embedding=large["embedding"], width_px=200, sharpness=1.0),
+        row(5),
+    ]
+    found = run(write_tables(tmp_path, [rows], **SEMANTIC))
+    told = [(one["kind"], one["distance"], one["won_by"]) for one in (found[each["uid"]] for each in rows)]
+    assert told[:3] == [(None, None, None), ("exact", 0.0, "resolution"), ("perceptual", 2.0, "resolution")]
+    assert told[3][0::2] == ("semantic", "technical quality") and abs(told[3][1]) < 1e-3
+    assert told[4] == (None, None, None)
+    assert {one["cluster_id"] for one in found.values()} == {large["uid"], rows[4]["uid"]}
+    assert all(0 <= one["semantic_cluster"] < 4 for one in found.values())
+
+
+def test_an_error_image_has_no_survivor_and_stands_for_nobody(tmp_path):
+    gone = row(0, width_px=999)
+    rows = [row(at, sha256=gone["sha256"], phash64=gone["phash64"], width_px=999) for at in range(3)]
+    rows.append(row(9, phash64=gone["phash64"]))
+    found = run(write_tables(tmp_path, [rows[:2], rows[2:]]))
+    assert [found[one["uid"]]["kind"] for one in rows] == ["error_image"] * 3 + [None]
+    assert [found[one["uid"]]["survivor_uid"] for one in rows[:3]] == [None] * 3
+    assert {found[one["uid"]]["cluster_id"] for one in rows[:3]} == {min(one["uid"] for one in rows[:3])}
+
+
+def test_flat_pictures_match_by_bytes_only(tmp_path):
+    rows = [row(at, phash64=0, entropy_bits=0.5) for at in range(4)] + [row(9, sha256=row(0)["sha256"])]
+    found = run(write_tables(tmp_path, [rows]))
+    assert [found[one["uid"]]["is_flat"] for one in rows] == [True] * 4 + [False]
+    assert sorted(str(one["kind"]) for one in found.values()) == ["None"] * 4 + ["exact"]
+
+
+def test_what_evaluation_has_training_does_not_get(tmp_path):
+    shown = row(1, source="benchmark", width_px=1)
+    other = row(2, source="benchmark", phash64=shown["phash64"], width_px=1)
+    rows = [shown, other, row(3, phash64=shown["phash64"] ^ 1, width_px=900), row(4)]
+    found = run(write_tables(tmp_path, [rows], rows_per_block=2))
+    assert [found[one["uid"]]["kind"] for one in rows] == ["eval_set"] * 3 + [None]
+    assert [found[one["uid"]]["survivor_uid"] for one in rows] == [
+        shown["uid"],
+        other["uid"],
+        min(shown["uid"], other["uid"]),
+        rows[3]["uid"],
+    ]
+    assert found[rows[2]["uid"]]["won_by"] == "earlier"
+    assert [found[one["uid"]]["is_survivor"] for one in rows] == [False] * 3 + [True]
+
+
+def published(config) -> dict[str, dict[str, Any]]:
+    """Run, publish the table and the entry of the index."""
+    found = run(config)
+    root, name = Root(config.root), "all"
+    files = {table_file("duplicates", "crawl-00000"): root.read(table_file("duplicates", "crawl-00000"))}
+    receipt = commit(root, "duplicates", name, "tested", files, len(found), {})
+    counts = {"survivors": sum(one["is_survivor"] for one in found.values())}
+    publish(root, "duplicates", [receipt], {"counts": counts})
+    publish_entry(config, ["crawl-00000"])
+    return found
+
+
+def test_a_second_crawl_is_compared_with_the_first_and_not_the_other_way_round(tmp_path):
+    first, second = random_rows(1, 80), random_rows(2, 80)
+    for at in range(0, 40, 2):
+        second[at]["phash64"], second[at]["width_px"] = first[at]["phash64"] ^ 1, 999
+        second[at + 1]["embedding"] = first[at + 1]["embedding"]
+    index = {"index": str(tmp_path / "index"), **SEMANTIC, "error_image_captions": 99}
+    one, two = (write_tables(tmp_path / name, [rows], **index) for name, rows in (("a", first), ("b", second)))
+    before = published(one)
+    after = published(two)
+    kept = [each for each in first if before[each["uid"]]["is_survivor"]]
+    ahead = [each | {"width_px": 10**5} for each in kept]
+    expected = by_brute_force(ahead + second, two.dedup)
+    assert survivors_of(after) == {each["uid"]: expected[each["uid"]] for each in second}
+    assert sum(one["won_by"] == "earlier" for one in after.values()) > 20
+    assert earlier_entries(one) == [] and len(earlier_entries(two)) == 1
+    assert published(one) == before
+
+
+def test_an_index_of_another_model_is_refused(tmp_path):
+    index = {"index": str(tmp_path / "index"), **SEMANTIC}
+    published(write_tables(tmp_path / "a", [random_rows(1, 5)], **index))
+    config = write_tables(tmp_path / "b", [random_rows(2, 5)], **index)
+    Root(config.root).write_json("tables/features/_run.json", {"models": ["another"], "fragments": {}, "rows": 0})
+    with pytest.raises(ValueError, match=r"has embeddings by \['a model'\], this corpus by \['another'\]"):
+        earlier_entries(config)
+
+
+def test_settings_that_cannot_hold_together_are_refused():
+    with pytest.raises(ValueError, match="dedup.turns = 'all': PDQ of turned pictures is not kept"):
+        replace(PLAIN, turns="all", confirm_pdq_bits=31)

@@ -1,0 +1,102 @@
+"""Strips of a small root that is written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from curate.config import CurationConfig
+from curate.strip import CELL_PX, GREY, LINE_PX, SURVIVOR_COLOUR
+from pipelines.store import Root, commit, parquet_bytes, publish, table_file
+from pipelines.strips import strips
+from schemas import duplicates, samples
+from tests.conftest import encoded, picture
+from tests.pipelines.small_run import run
+
+SHARD = "raw/one.tar"
+MEMBERS = [
+    # fragment, uid, cluster, survivor, kind, distance, won_by
+    ("a", "a0", "a0", "a0", None, None, None),
+    ("a", "a1", "a0", "a0", "exact", 0.0, "caption"),
+    ("b", "b0", "a0", "a0", "perceptual", 2.0, "resolution"),
+    ("b", "b1", "old", "old", "perceptual", 4.0, "resolution"),
+    ("b", "b2", "b2", "b2", None, None, None),
+    *(("b", f"e{n:02d}", "e00", None, "error_image", None, None) for n in range(14)),
+]
+"""A survivor with members in two fragments, one of an earlier corpus, one alone, and an error image."""
+
+
+def write_root(folder: Path) -> CurationConfig:
+    root = Root(str(folder / "out"))
+    pictures = {uid: b"broken" if uid == "a1" else encoded(picture(n)) for n, (_, uid, *_) in enumerate(MEMBERS)}
+    starts, raw = {}, b""
+    for uid, data in pictures.items():
+        starts[uid], raw = len(raw), raw + data
+    root.write(SHARD, raw)
+    sample_rows: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
+    duplicate_rows: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
+    for name, uid, cluster_id, survivor_uid, kind, distance, won_by in MEMBERS:
+        place = {"shard": SHARD, "offset": starts[uid], "num_bytes": len(pictures[uid])}
+        sample_rows[name].append({"uid": uid, "status": "ok", **place})
+        said = {"kind": kind, "distance": distance, "is_survivor": uid == survivor_uid, "won_by": won_by}
+        duplicate_rows[name].append({"uid": uid, "cluster_id": cluster_id, "survivor_uid": survivor_uid, **said})
+    write_table(root, "samples", samples.SCHEMA, sample_rows)
+    write_table(root, "duplicates", duplicates.SCHEMA, duplicate_rows)
+    return CurationConfig(root=root.url)
+
+
+def write_table(root: Root, table: str, schema: pa.Schema, rows: dict[str, list[dict[str, Any]]]) -> None:
+    receipts = []
+    for name, listed in rows.items():
+        whole = [dict.fromkeys(schema.names) | row for row in listed]
+        files = {table_file(table, name): parquet_bytes(pa.Table.from_pylist(whole, schema=schema))}
+        receipts.append(commit(root, table, name, "", files, len(whole), {}))
+    publish(root, table, receipts, {})
+
+
+def test_the_largest_clusters_are_drawn(tmp_path):
+    config, out = write_root(tmp_path), tmp_path / "strips"
+    assert list(strips(config, Root(str(out)), largest=20)) == [
+        "01-e00.png  14 members, 12 shown",
+        "02-a0.png  3 members, 3 shown",
+        "03-old.png  2 members, 2 shown",
+    ]
+    assert [path.name for path in sorted(out.iterdir())] == ["01-e00.png", "02-a0.png", "03-old.png"]
+    middle, edge = (CELL_PX // 2, LINE_PX + CELL_PX // 2), (1, LINE_PX + CELL_PX // 2)
+    with Image.open(out / "02-a0.png") as mixed:
+        assert mixed.width == 3 * CELL_PX
+        assert mixed.getpixel(edge) == SURVIVOR_COLOUR
+        assert mixed.getpixel((CELL_PX + middle[0], middle[1])) == GREY  # the broken picture
+        assert mixed.getpixel((2 * CELL_PX + middle[0], middle[1])) != GREY
+    with Image.open(out / "03-old.png") as earlier:
+        assert earlier.getpixel(edge) == SURVIVOR_COLOUR
+        assert earlier.getpixel(middle) == GREY
+    with Image.open(out / "01-e00.png") as errors:
+        assert errors.getpixel(edge) != SURVIVOR_COLOUR
+
+
+def test_one_kind_and_the_largest_only(tmp_path):
+    config, out = write_root(tmp_path), Root(str(tmp_path / "strips"))
+    assert list(strips(config, out, largest=20, kind="perceptual")) == [
+        "01-a0.png  2 members, 2 shown",
+        "02-old.png  2 members, 2 shown",
+    ]
+    assert list(strips(config, out, largest=1)) == ["01-e00.png  14 members, 12 shown"]
+    assert list(strips(config, out, largest=1, kind="eval_set")) == []
+    with pytest.raises(ValueError, match="largest = 0"):
+        list(strips(config, out, largest=0))
+
+
+def test_the_script_tells_what_is_missing_and_what_it_wrote(tmp_path):
+    done = run("pipelines/strips.py", "--root", str(tmp_path / "out"), "--out", str(tmp_path / "strips"), check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0, done.stderr
+    assert "run python pipelines/dedup.py first" in done.stderr
+    write_root(tmp_path)
+    flags = ("--largest", "1", "--kind", "exact", "--out", str(tmp_path / "strips"))
+    done = run("pipelines/strips.py", "--root", str(tmp_path / "out"), *flags)
+    assert done.stdout.splitlines() == ["01-a0.png  2 members, 2 shown", f"strips  {tmp_path / 'strips'}/"]
