@@ -150,11 +150,11 @@ class DedupConfig:
     """The same bytes under this many different captions are an error image: none survives."""
     semantic_eps: float | None = 0.05
     """Cosine above 1 - eps is the same picture; null switches the semantic step off."""
-    semantic_clusters: int = 1000
-    """k of the spherical k-means."""
+    semantic_clusters: int | None = None
+    """k of the spherical k-means; null takes one for 2,000 samples, but at least 50 drawn embeddings for each."""
     semantic_sample: int = 1_000_000
-    """Embeddings that the clusters are fitted on."""
-    semantic_nearest: int = 2
+    """Embeddings that the clusters are fitted on, drawn by uid."""
+    semantic_nearest: int = 3
     """Clusters in which each embedding is searched."""
     seed: int = 0
     """Seed of sample and clusters."""
@@ -164,8 +164,8 @@ class DedupConfig:
     """Samples whose hashes one task holds; it holds two such blocks at a time."""
     rows_per_group: int = 500_000
     """Embeddings that one task holds; 1.5 GB a million at 768 values."""
-    max_pairs: int = 8_000_000
-    """Near pairs that are held at a time, 32 bytes each; more are decided in rounds."""
+    max_pairs: int = 16_000_000
+    """Near pairs that are held at a time, some 40 bytes each; more are decided in rounds."""
 
     def __post_init__(self) -> None:
         require(0 <= self.radius_bits <= 16, "dedup.radius_bits", self.radius_bits, "must be 0..16")
@@ -176,7 +176,9 @@ class DedupConfig:
         eps_ok = self.semantic_eps is None or 0 < self.semantic_eps < 1
         require(eps_ok, "dedup.semantic_eps", self.semantic_eps, "must be above 0 and below 1, or null")
         require(self.error_image_captions > 1, "dedup.error_image_captions", self.error_image_captions, "must be >= 2")
-        for name in ("semantic_clusters", "semantic_sample", "semantic_nearest", "rows_per_block", "rows_per_group"):
+        clusters_ok = self.semantic_clusters is None or self.semantic_clusters > 0
+        require(clusters_ok, "dedup.semantic_clusters", self.semantic_clusters, "must be at least 1, or null")
+        for name in ("semantic_sample", "semantic_nearest", "rows_per_block", "rows_per_group"):
             require(getattr(self, name) > 0, f"dedup.{name}", getattr(self, name), "must be at least 1")
         require(self.max_pairs >= 0, "dedup.max_pairs", self.max_pairs, "must be 0 or more")
 

@@ -18,7 +18,13 @@ from curate.dedup.survivors import Survivors, survivors
 from pipelines import dedup_tasks as tasks
 from pipelines.command import run_step
 from pipelines.dedup_blocks import BY_BYTES, BY_HASH, SCRATCH, Blocks, NearInBlocks
-from pipelines.dedup_clusters import NearInClusters, assign_clusters, cluster_file
+from pipelines.dedup_clusters import (
+    SAMPLES_A_CLUSTER,
+    NearInClusters,
+    assign_clusters,
+    cluster_file,
+    num_clusters,
+)
 from pipelines.dedup_index import Entry, earlier_entries, publish_entry
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
 from pipelines.store import Root, fragments, manifest
@@ -52,11 +58,11 @@ def sources_of(config: CurationConfig, entries: list[Entry]) -> tuple[list[tasks
 
 
 def _warn(config: CurationConfig, rows: int) -> None:
-    clusters, nearest = config.dedup.semantic_clusters, config.dedup.semantic_nearest
-    if config.dedup.semantic_eps is not None and rows * nearest > ROWS_PER_CLUSTER * clusters:
+    clusters, searched = num_clusters(config.dedup, rows), rows * config.dedup.semantic_nearest
+    if config.dedup.semantic_eps is not None and searched > ROWS_PER_CLUSTER * clusters:
         say(
-            f"dedup.semantic_clusters = {clusters}: {rows * nearest / clusters:,.0f} samples are searched in each; "
-            f"{int((2 * rows) ** 0.5):,} clusters would be faster"
+            f"warning: {clusters:,} semantic clusters are few: {searched // clusters:,} samples are searched in each; "
+            f"raise dedup.semantic_sample, or set dedup.semantic_clusters to {rows // SAMPLES_A_CLUSTER:,}"
         )
 
 
@@ -83,10 +89,11 @@ def _read(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows: 
     num_blocks = max(1, -(-rows // config.dedup.rows_per_block))
     drawn = pool.map(tasks.sample_keys, [(config, source) for source in sources]) if num_blocks > 1 else ()
     cuts = tasks.cuts(np.concatenate([np.empty(0, "S32"), *drawn]), num_blocks)
-    calls = [(config, number, source, cuts) for number, source in enumerate(sources)]
+    parts = max(num_blocks, pool.cpus)
+    calls = [(config, number, source, cuts, parts) for number, source in enumerate(sources)]
     described = list(pool.map(tasks.describe, calls))
     by_bytes = pool.share([made.by_bytes for made in described])
-    errors = np.concatenate(list(pool.map(tasks.find_errors, [(config, by_bytes, part) for part in range(num_blocks)])))
+    errors = np.concatenate(list(pool.map(tasks.find_errors, [(config, by_bytes, part) for part in range(parts)])))
     by_rank, shared = pool.share([made.by_rank for made in described]), pool.share(errors)
     sizes = list(pool.map(tasks.make_block, [(config, by_rank, shared, block) for block in range(num_blocks)]))
     starts = np.concatenate([[0], np.cumsum(sizes)])

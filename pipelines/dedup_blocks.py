@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from curate.config import CurationConfig, DedupConfig
 from curate.dedup.hamming import Confirm
+from curate.dedup.records import dtype
 from curate.dedup.relations import NONE, NearByHash
 from pipelines.store import Root
 
@@ -41,7 +41,11 @@ class Blocks:
     def load(self, name: str, parts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
         """Return a column at given rows of given blocks, one after the other."""
         root = Root(self.root)
-        columns = [np.load(root.open(column_file(block, name)))[rows - self.starts[block]] for block, rows in parts]
+        kind = dtype(self.config)[name]
+        columns = []
+        for block, rows in parts:
+            column = np.frombuffer(root.read(column_file(block, name)), kind.base).reshape(-1, *kind.shape)
+            columns.append(column if len(rows) == len(column) else column[rows - self.starts[block]])
         return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
     def near_by(self, kind: str, parts: Sequence[tuple[int, np.ndarray]]) -> NearByHash:
@@ -66,16 +70,14 @@ class Blocks:
 
 
 def column_file(block: int, name: str) -> str:
-    return f"{SCRATCH}/blocks/{block:05d}/{name}.npy"
+    return f"{SCRATCH}/blocks/{block:05d}/{name}.bin"
 
 
 def write_block(config: CurationConfig, block: int, records: np.ndarray) -> None:
     """Write the columns of one block's records, which are in the order of their rank."""
     root = Root(config.root)
     for name in records.dtype.names or ():
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(records[name]))
-        root.write(column_file(block, name), buffer.getvalue())
+        root.write(column_file(block, name), records[name].tobytes(), durable=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ class NearInBlocks:
             return None
         calls = [(self.blocks, self.kind, list(self.blocks.of(rows)), limit)] if len(rows) else []
         found = list(self.pool.map(_pairs, calls, self.blocks.threads))
-        return found[0] if found else np.empty((0, 2), np.int64)
+        return found[0] if found else np.empty((0, 2), np.int32)
 
     def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
         highest = np.iinfo(np.int64).max

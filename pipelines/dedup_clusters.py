@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate import sample
-from curate.config import CurationConfig
+from curate.config import CurationConfig, DedupConfig
 from curate.dedup.records import fixed_size, words_of_hex
 from curate.dedup.relations import NONE, at_most
 from pipelines.dedup_blocks import SCRATCH
 from pipelines.dedup_tasks import Source, read_rows
 from pipelines.shuffle import Parts, read_part, write_parts
 from pipelines.store import Root
+
+SAMPLES_A_CLUSTER, DRAWN_A_CLUSTER = 2000, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +49,22 @@ def draw(config: CurationConfig, source: Source, share: float) -> tuple[np.ndarr
     return uid[chosen], fixed_size(rows["embedding"].take(pa.array(chosen)))
 
 
-def fit(config: CurationConfig, drawn: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def num_clusters(config: DedupConfig, samples: int) -> int:
+    """Return k for that many samples: few enough to be fitted on the sample, enough for small clusters."""
+    if config.semantic_clusters is not None:
+        return config.semantic_clusters
+    drawn = min(samples, config.semantic_sample)
+    return max(1, min(max(samples // SAMPLES_A_CLUSTER, 50), drawn // DRAWN_A_CLUSTER))
+
+
+def fit(config: CurationConfig, drawn: list[tuple[np.ndarray, np.ndarray]], clusters: int) -> np.ndarray:
     """Return the centroids of the clusters, float32 (K, D); in the order of the uids, whatever that of the sources."""
     from curate.dedup.semantic import fit_clusters
 
     uid = np.concatenate([uid for uid, _ in drawn])
     embeddings_ND = np.concatenate([embeddings for _, embeddings in drawn])
     order = np.lexsort((uid[:, 1], uid[:, 0]))
-    return fit_clusters(embeddings_ND[order], clusters=config.dedup.semantic_clusters, seed=config.dedup.seed)
+    return fit_clusters(embeddings_ND[order], clusters=clusters, seed=config.dedup.seed)
 
 
 def assign_clusters(
@@ -64,7 +74,7 @@ def assign_clusters(
     dedup, width = config.dedup, pool.node_cpus
     share = min(1.0, dedup.semantic_sample / max(total, 1))
     drawn = pool.share(list(pool.map(draw, [(config, source, share) for source in sources])))
-    centroids = next(iter(pool.map(fit, [(config, drawn)], width, gpu=True)))
+    centroids = next(iter(pool.map(fit, [(config, drawn, num_clusters(dedup, total))], width, gpu=True)))
     groups = min(max(1, -(-total * dedup.semantic_nearest // dedup.rows_per_group)), max(1, len(centroids)))
     shared, by_fragment = pool.share(centroids), pool.share(places)
     calls = [(config, number, source, shared, groups, by_fragment) for number, source in enumerate(sources)]
@@ -91,7 +101,7 @@ def assign(
     nearest[found["row"]] = members[:, 0] if len(members) else -1
     buffer = io.BytesIO()
     np.save(buffer, nearest)
-    root.write(cluster_file(number), buffer.getvalue())
+    root.write(cluster_file(number), buffer.getvalue(), durable=False)
     part, at = _groups_of(members, groups, len(centroids))
     kind = [("row", "i8"), ("members", "i4", members.shape[1:]), ("embedding", "f2", embeddings_ND.shape[1:])]
     records = np.empty(len(part), kind)
@@ -119,7 +129,7 @@ def gather(config: CurationConfig, files: Sequence[Parts], group: int) -> None:
     for name in ("row", "members", "embedding"):
         buffer = io.BytesIO()
         np.save(buffer, records[name][order])
-        root.write(group_file(group, name), buffer.getvalue())
+        root.write(group_file(group, name), buffer.getvalue(), durable=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +210,7 @@ def _pairs(groups: Groups, group: int, rows: np.ndarray, limit: int) -> np.ndarr
 
     part = _Part(groups, group, rows)
     found = at_most(near_pairs(part.embeddings_ND, part.rows_of, part.least_cosine), limit)
-    return None if found is None else np.searchsorted(rows, part.rows)[found]
+    return None if found is None else np.searchsorted(rows, part.rows).astype(np.int32)[found]
 
 
 def _nearest(groups: Groups, group: int, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

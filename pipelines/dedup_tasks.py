@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,13 +71,14 @@ def read_rows(config: CurationConfig, source: Source, columns: Sequence[str]) ->
         return read_index(source.fragment, columns)
     root = Root(config.root)
     samples = root.read_table(table_file("samples", source.fragment), rec.SAMPLE_COLUMNS)
-    captions = root.read_table(table_file("captions", source.fragment), ["uid", "caption_reason"])
+    captions = root.read_table(table_file("captions", source.fragment), ["caption_reason"])
     try:
         features = root.read_table(table_file("features", source.fragment), list(columns))
     except pa.ArrowInvalid as error:
         file = table_file("features", source.fragment)
         raise ValueError(f"{file}: {str(error).splitlines()[0]}: remove the file and embed again") from error
-    assert samples["uid"] == captions["uid"] == features["uid"], f"{source.fragment}: the tables differ"
+    same = samples["uid"] == features["uid"] and len(samples) == len(captions)
+    assert same, f"{source.fragment}: the tables differ"
     rows = features.append_column("caption_fine", captions["caption_reason"].is_null())
     for name in ("source", "sha256", "caption"):
         rows = rows.append_column(name, samples[name])
@@ -107,16 +107,16 @@ def _keys(made: np.ndarray) -> np.ndarray:
     return np.frombuffer(np.ascontiguousarray(words).astype(">u8").tobytes(), "S32")
 
 
-def describe(config: CurationConfig, number: int, source: Source, cut_keys: np.ndarray) -> Described:
+def describe(config: CurationConfig, number: int, source: Source, cut_keys: np.ndarray, parts: int) -> Described:
     """Write a source's records for whoever orders them."""
     root, blocks = Root(config.root), len(cut_keys) + 1
     made, by_bytes = _records(config, number, source)
     block = np.searchsorted(cut_keys, _keys(made), side="right") if blocks > 1 else np.zeros(len(made), np.int64)
     by_bytes = by_bytes[:0] if source.in_index else by_bytes
-    part = (by_bytes["sha"][:, 0] % np.uint64(blocks)).astype(np.int64)
+    part = (by_bytes["sha"][:, 0] % np.uint64(parts)).astype(np.int64)
     return Described(
         by_rank=write_parts(root, f"{SCRATCH}/rank/{number}.bin", made, block, blocks),
-        by_bytes=write_parts(root, f"{SCRATCH}/bytes/{number}.bin", by_bytes, part, blocks),
+        by_bytes=write_parts(root, f"{SCRATCH}/bytes/{number}.bin", by_bytes, part, parts),
         ahead=len(made) if source.in_index else int(made["evaluation"].sum()),
     )
 
@@ -135,8 +135,9 @@ def make_block(config: CurationConfig, by_rank: list[Parts], errors: np.ndarray,
     if len(errors):
         is_error = np.isin(_origin(made), _origin(errors)) & ~made["evaluation"]
         made = made[~is_error]
-    made = made[ranking.order(made["key"], made["uid"])]
-    write_block(config, block, made)
+    order = ranking.order(made["key"], made["uid"])
+    words = np.take(made.view(np.uint64).reshape(len(made), -1), order, axis=0)  # a record is whole words
+    write_block(config, block, words.reshape(-1).view(made.dtype))
     return len(made)
 
 
@@ -182,12 +183,19 @@ def write_fragment(
 ) -> WrittenFragment:
     """Write one fragment of the duplicates table, and its survivors to the index where there is one."""
     root = Root(config.root)
-    rows = read_rows(config, source, ["uid", "status", "entropy_bits"])
+    rows = root.read_table(table_file("features", source.fragment), ["uid", "status", "entropy_bits"])
     decoded = np.flatnonzero(pc.equal(rows["status"], sample.OK).to_numpy(zero_copy_only=False))
-    rows = rows.take(pa.array(decoded))
-    verdicts = read_part(root, explained, number) if explained else np.empty(0, VERDICT)
-    cluster = np.load(root.open(cluster_path)) if cluster_path else None
-    table = _table(config, rows, decoded, verdicts, errors[errors["fragment"] == number], cluster)
+    verdicts = read_part(root, explained, number).copy() if explained else np.empty(0, VERDICT)
+    cluster = np.load(root.open(cluster_path)) if cluster_path else np.full(len(rows), -1, np.int32)
+    codes = _kinds_of_evaluation(config, source, len(rows))[decoded]
+    rows = rows if len(decoded) == len(rows) else rows.take(pa.array(decoded))
+    verdicts["row"] = np.searchsorted(decoded, verdicts["row"])
+    errors = errors[errors["fragment"] == number]
+    errors["row"] = np.searchsorted(decoded, errors["row"])
+    table = _table(rows, codes, verdicts, errors)
+    clusters = pa.array(cluster[decoded], pa.int32(), mask=cluster[decoded] < 0)
+    flat = pa.array(rec.is_flat(rows["entropy_bits"].to_numpy(), config.dedup))
+    table = conform(table.append_column("is_flat", flat).append_column("semantic_cluster", clusters), SCHEMA)
     data = parquet_bytes(table)
     path = table_file("duplicates", source.fragment)
     root.write(path, data)
@@ -197,40 +205,43 @@ def write_fragment(
     return WrittenFragment(path=path, file=written, rows=len(table), counts=_counts(table))
 
 
-def _table(
-    config: CurationConfig,
-    rows: pa.Table,
-    decoded: np.ndarray,
-    verdicts: np.ndarray,
-    errors: np.ndarray,
-    cluster: np.ndarray | None,
-) -> pa.Table:
-    count = len(rows)
-    uid = rows["uid"].to_numpy(zero_copy_only=False)
-    survivor, cluster_id = uid.copy(), uid.copy()
-    kind, won_by = np.full(count, None, object), np.full(count, None, object)
-    distance = np.full(count, np.nan, np.float32)
-    evaluation = pc.is_in(rows["source"], pa.array(evaluation_sources(config), pa.string()))
-    is_evaluation = evaluation.to_numpy(zero_copy_only=False)
-    kind[is_evaluation] = EVAL_SET
-    at = np.searchsorted(decoded, verdicts["row"])
-    survivor[at] = cluster_id[at] = rec.hex_of_words(verdicts["survivor"])
-    kind[at], won_by[at] = np.array(KINDS)[verdicts["kind"]], np.array(ranking.TERMS)[verdicts["won_by"]]
-    distance[at] = verdicts["distance"]
-    at = np.searchsorted(decoded, errors["row"])
-    survivor[at], cluster_id[at], kind[at] = None, rec.hex_of_words(errors["cluster"]), ERROR_IMAGE
-    columns: dict[str, Any] = {
-        "uid": rows["uid"],
-        "cluster_id": pa.array(cluster_id, pa.string()),
-        "survivor_uid": pa.array(survivor, pa.string()),
-        "kind": pa.array(kind, pa.string()),
-        "distance": pa.array(distance, pa.float32(), from_pandas=True),
-        "is_survivor": pa.array([value is None for value in kind], pa.bool_()),
-        "won_by": pa.array(won_by, pa.string()),
-        "is_flat": pa.array(rec.is_flat(rows["entropy_bits"].to_numpy(), config.dedup)),
-        "semantic_cluster": pa.nulls(count, pa.int32()) if cluster is None else pa.array(cluster[decoded]),
-    }
-    return conform(pa.table(columns), SCHEMA)
+def _kinds_of_evaluation(config: CurationConfig, source: Source, count: int) -> np.ndarray:
+    """Return the kind of each row before anything was compared, int8 (count,): its place in KINDS, or -1."""
+    codes, names = np.full(count, -1, np.int8), evaluation_sources(config)
+    if names:
+        of = Root(config.root).read_table(table_file("samples", source.fragment), ["source"])["source"]
+        codes[pc.is_in(of, pa.array(names)).to_numpy(zero_copy_only=False)] = KINDS.index(EVAL_SET)
+    return codes
+
+
+def _table(rows: pa.Table, codes: np.ndarray, verdicts: np.ndarray, errors: np.ndarray) -> pa.Table:
+    """Return what the verdicts and errors say of each row; their `row` counts from the table's first."""
+    uid, count = rows["uid"].combine_chunks(), len(rows)
+    codes[verdicts["row"]], codes[errors["row"]] = verdicts["kind"], KINDS.index(ERROR_IMAGE)
+    won_by, distance = np.full(count, -1, np.int8), np.full(count, np.nan, np.float32)
+    won_by[verdicts["row"]], distance[verdicts["row"]] = verdicts["won_by"], verdicts["distance"]
+    said = np.concatenate([verdicts["row"], errors["row"]])
+    named = np.concatenate([rec.hex_of_words(verdicts["survivor"]), rec.hex_of_words(errors["cluster"])])
+    is_said, order = np.zeros(count, bool), np.argsort(said)
+    is_said[said] = True
+    cluster_id = pc.replace_with_mask(uid, pa.array(is_said), pa.array(named[order], pa.string()))
+    is_error = pa.array(codes == KINDS.index(ERROR_IMAGE))
+    return pa.table(
+        {
+            "uid": uid,
+            "cluster_id": cluster_id,
+            "survivor_uid": pc.if_else(is_error, pa.scalar(None, pa.string()), cluster_id),
+            "kind": _words(codes, KINDS),
+            "distance": pa.array(distance, from_pandas=True),
+            "is_survivor": pa.array(codes < 0),
+            "won_by": _words(won_by, ranking.TERMS),
+        }
+    )
+
+
+def _words(codes: np.ndarray, words: Sequence[str]) -> pa.Array:
+    """Return the word for each code, null below 0."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(words)).cast(pa.string())
 
 
 def _counts(table: pa.Table) -> dict[str, int]:

@@ -22,8 +22,8 @@ class Parts:
 
 def write_parts(root: Root, path: str, records: np.ndarray, part: np.ndarray, parts: int) -> Parts:
     """Write structured records (N,) by their part, int (N,) in 0..parts - 1."""
-    order = np.argsort(part, kind="stable")
-    root.write(path, records[order].tobytes())
+    ordered = records[np.argsort(part, kind="stable")] if parts > 1 else np.ascontiguousarray(records)
+    root.write(path, ordered.tobytes(), durable=False)
     starts = np.concatenate([[0], np.cumsum(np.bincount(part, minlength=parts))])
     return Parts(path=path, dtype=records.dtype, starts=starts)
 
@@ -35,4 +35,4 @@ def read_part(root: Root, files: Sequence[Parts], part: int) -> np.ndarray:
         first, last = (int(file.starts[at]) * file.dtype.itemsize for at in (part, part + 1))
         data = root.read(file.path, first, last - first) if last > first else b""
         pieces.append(np.frombuffer(data, file.dtype))
-    return np.concatenate(pieces)
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -85,8 +85,11 @@ class Root:
         """Return a whole file as one to read from."""
         return io.BytesIO(self.read(relative))
 
-    def write(self, relative: str, data: bytes) -> None:
-        """Publish a whole file at once: rename on a local disk, one PUT elsewhere."""
+    def write(self, relative: str, data: bytes, *, durable: bool = True) -> None:
+        """Publish a whole file at once: rename on a local disk, one PUT elsewhere.
+
+        What is not `durable` may be lost with the machine, though not with the process.
+        """
         path = self.path(relative)
         if not is_local(self.fs):
             self.fs.pipe_file(path, data)
@@ -95,10 +98,12 @@ class Root:
         temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}"
         with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync(os.path.dirname(path))
+        if durable:
+            _sync(os.path.dirname(path))
 
     def write_file(self, relative: str, local: Path) -> None:
         """Publish a finished local file without holding it in memory."""
@@ -153,8 +158,23 @@ def digest(value: Any) -> str:
 
 def parquet_bytes(rows: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
+    repeated = [name for name in rows.column_names if name not in NOT_REPEATED]
+    pq.write_table(rows, buffer, compression="zstd", use_dictionary=repeated)
     return buffer.getvalue()
+
+
+NOT_REPEATED = (
+    "uid",
+    "cluster_id",
+    "survivor_uid",
+    "sha256",
+    "url",
+    "phash64",
+    "phash64_turned",
+    "pdq256",
+    "embedding",
+)
+"""Columns whose values differ: looking for repeats takes half of the time to write them."""
 
 
 def table_file(table: str, fragment: str) -> str:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from curate import ranking, sample
 from curate.config import DedupConfig
+from curate.dedup.relations import first_equal
 
 MIN_PDQ_QUALITY = 50
 FLIPS = 3
@@ -31,7 +32,7 @@ def dtype(config: DedupConfig) -> np.dtype:
     fields: list = [("key", "u8", 2), ("uid", "u8", 2), ("sha", "u8", 4), ("phash", "u8"), ("has_hash", "?")]
     fields += [("evaluation", "?"), ("fragment", "i4"), ("row", "i4")]
     fields += [("turned", "u8", num_turns(config))] if config.turns != "none" else []
-    return np.dtype(fields + ([("pdq", "u8", 4)] if config.confirm_pdq_bits is not None else []))
+    return np.dtype(fields + ([("pdq", "u8", 4)] if config.confirm_pdq_bits is not None else []), align=True)
 
 
 def num_turns(config: DedupConfig) -> int:
@@ -47,7 +48,7 @@ def records(
     where `ahead`, come before every other one.
     """
     decoded = np.flatnonzero(pc.equal(rows["status"], sample.OK).to_numpy(zero_copy_only=False))
-    rows = rows.take(pa.array(decoded)).combine_chunks()
+    rows = (rows if len(decoded) == len(rows) else rows.take(pa.array(decoded))).combine_chunks()
     made = np.zeros(len(rows), dtype(config))
     made["fragment"], made["row"] = fragment, decoded
     made["uid"], made["sha"] = words_of_hex(rows["uid"], 32), words_of_hex(rows["sha256"], 64)
@@ -59,7 +60,9 @@ def records(
     by_bytes = np.zeros(len(rows), BYTES)
     for name in ("sha", "uid", "fragment", "row"):
         by_bytes[name] = made[name]
-    by_bytes["caption"] = pd.util.hash_array(rows["caption"].fill_null("").to_numpy(zero_copy_only=False))
+    by_bytes["caption"] = pd.util.hash_array(
+        rows["caption"].fill_null("").to_numpy(zero_copy_only=False), categorize=False
+    )
     return made, by_bytes[~made["evaluation"]]
 
 
@@ -88,11 +91,15 @@ def fixed_size(column: pa.ChunkedArray) -> np.ndarray:
 
 def words_of_hex(column: pa.ChunkedArray, digits: int) -> np.ndarray:
     """Return strings of `digits` hex digits as uint64 (N, digits / 16), the first digits first."""
-    lengths = pc.unique(pc.utf8_length(column)).to_pylist()
-    if lengths not in ([], [digits]):
+    lengths = pc.min_max(pc.binary_length(column)).as_py()
+    if len(column) and lengths != {"min": digits, "max": digits}:
         raise ValueError(f"column of lengths {lengths}: every value must be {digits} hex digits")
-    text = b"".join(column.cast(pa.binary(), safe=False).to_pylist()) if len(column) else b""
-    return np.frombuffer(bytes.fromhex(text.decode()), ">u8").reshape(-1, digits // 16).astype(np.uint64)
+    if len(column) == 0:
+        return np.empty((0, digits // 16), np.uint64)
+    whole = column.combine_chunks()
+    first = np.frombuffer(whole.buffers()[1], np.int32)[whole.offset]
+    text = whole.buffers()[2][int(first) : int(first) + len(whole) * digits].to_pybytes().decode()
+    return np.frombuffer(bytes.fromhex(text), ">u8").reshape(-1, digits // 16).astype(np.uint64)
 
 
 def hex_of_words(words: np.ndarray) -> np.ndarray:
@@ -108,8 +115,14 @@ def error_images(by_bytes: np.ndarray, least_captions: int) -> tuple[np.ndarray,
     Captions are compared by a 64-bit hash. Both are in the order of the bytes, then of the uid; the
     uid is uint64 (E, 2), the smallest with those bytes.
     """
-    order = np.lexsort((by_bytes["uid"][:, 1], by_bytes["uid"][:, 0], *by_bytes["sha"].T[::-1]))
-    ordered = by_bytes[order]
+    first = first_equal([by_bytes["sha"][:, 0]])  # rules out nearly all; the rest are compared in full
+    often = by_bytes[np.bincount(first, minlength=len(first))[first] >= least_captions]
+    return _by_captions(often, least_captions)
+
+
+def _by_captions(often: np.ndarray, least_captions: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((often["uid"][:, 1], often["uid"][:, 0], *often["sha"].T[::-1]))
+    ordered = often[order]
     starts = np.flatnonzero(np.r_[True, (ordered["sha"][1:] != ordered["sha"][:-1]).any(axis=1)][: len(ordered)])
     group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(ordered)]))
     by_caption = np.lexsort((ordered["caption"], group))

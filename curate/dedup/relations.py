@@ -31,7 +31,7 @@ class Relation(Protocol):
         ...
 
     def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
-        """Return the near pairs of positions in the ascending `rows`, int64 (P, 2), or None where P > `limit`."""
+        """Return the near pairs of positions in the ascending `rows`, int32 (P, 2), or None where P > `limit`."""
         ...
 
     def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ class NearByHash:
         if (repeats * (repeats - 1) / 2).sum() > limit:
             return None
         found = at_most(self._near(rows[part], None), limit)
-        return None if found is None else part[found]
+        return None if found is None else part.astype(np.int32)[found]
 
     def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
         best = np.full(len(of), NONE, np.int64)
@@ -156,26 +156,32 @@ def first_equal(keys: Sequence[np.ndarray], parts: int = 2) -> np.ndarray:
     """
     count = len(keys[0])
     first = np.empty(count, np.int32 if count < 2**31 else np.int64)
-    keys_KN = np.ascontiguousarray(keys)
+    keys_NK = np.stack(keys, axis=1)
     slots = 1 << max(3, (2 * count // parts).bit_length())
     with ThreadPoolExecutor(parts) as pool:
-        for part in [pool.submit(_first_equal, keys_KN, first, slots, part, parts) for part in range(parts)]:
+        for part in [pool.submit(_first_equal, keys_NK, first, slots, part, parts) for part in range(parts)]:
             part.result()
     return first
 
 
 @njit(nogil=True, cache=True)
-def _first_equal(keys_KN, first, slots, part, parts):
+def _first_equal(keys_NK, first, slots, part, parts):
     table = np.full(slots, -1, first.dtype)
-    for row in range(keys_KN.shape[1]):
+    count, width = keys_NK.shape
+    for row in range(count):
         mixed = np.uint64(0)
-        for word in keys_KN[:, row]:
-            mixed = (mixed ^ word) * np.uint64(0x9E3779B97F4A7C15)
+        for at in range(width):
+            mixed = (mixed ^ keys_NK[row, at]) * np.uint64(0x9E3779B97F4A7C15)
             mixed ^= mixed >> np.uint64(32)
         if mixed % np.uint64(parts) != np.uint64(part):
             continue
         slot = np.int64((mixed >> np.uint64(8)) & np.uint64(slots - 1))
-        while table[slot] >= 0 and not np.array_equal(keys_KN[:, table[slot]], keys_KN[:, row]):
+        while table[slot] >= 0:
+            at = 0
+            while at < width and keys_NK[table[slot], at] == keys_NK[row, at]:
+                at += 1
+            if at == width:
+                break
             slot = (slot + 1) & (slots - 1)
         if table[slot] < 0:
             table[slot] = row
@@ -183,10 +189,10 @@ def _first_equal(keys_KN, first, slots, part, parts):
 
 
 def at_most(pieces: Iterable[np.ndarray], limit: int) -> np.ndarray | None:
-    """Return all pairs of the pieces, or None as soon as there are more than `limit`."""
-    kept, count = [np.empty((0, 2), np.int64)], 0
+    """Return all pairs of the pieces, int32 (P, 2), or None as soon as there are more than `limit`."""
+    kept, count = [np.empty((0, 2), np.int32)], 0
     for piece in pieces:
-        kept.append(piece)
+        kept.append(piece.astype(np.int32))
         count += len(piece)
         if count > limit:
             return None

@@ -139,7 +139,8 @@ def nearest_survivors(
 ) -> np.ndarray:
     """Return for each row of `of` the smallest row of `among` near it, int64 (len(of),), -1 where there is none.
 
-    Both are ascending and share no row; the two rows share a cluster. Raises ValueError for embeddings longer than 1 or NaN.
+    Both are ascending and share no row; the two rows share a cluster.
+    Raises ValueError for embeddings longer than 1 or NaN.
     """
     search = _Search(embeddings_ND, least_cosine, device)
     none = len(embeddings_ND)

@@ -20,7 +20,7 @@ from numba import njit
 
 from curate.dedup.relations import NONE, NearByHash, Relation
 
-MAX_PAIRS = 1 << 23
+MAX_PAIRS = 1 << 24
 MAX_RADIUS = 16
 MAX_RELATIONS = 4
 PAIR_REPEATS = 16
@@ -117,8 +117,8 @@ def _pair_keys(relations: Sequence[Relation], rows: np.ndarray, max_pairs: int) 
         pairs = relation.pairs(rows, max_pairs if len(rows) > 64 else 64 * 64 * PAIR_REPEATS)
         if pairs is None:
             return None
-        worse, better = pairs.max(axis=1, initial=0).astype(np.uint64), pairs.min(axis=1, initial=2**31)
-        keys.append(worse << np.uint64(33) | better.astype(np.uint64) << np.uint64(2) | np.uint64(number))
+        worse, better = (ends(pairs[:, 0], pairs[:, 1]).astype(np.uint64) for ends in (np.maximum, np.minimum))
+        keys.append(worse << np.uint64(33) | better << np.uint64(2) | np.uint64(number))
     return np.sort(np.concatenate(keys))
 
 

@@ -1,25 +1,81 @@
-"""Near-duplicate search over 64-bit hashes, beside faiss in the same run. One JSON line for each case.
+"""Near-duplicate survivors of 64-bit hashes, beside faiss and imagededup in the same run. One JSON line for each case.
 
 The hashes are like a crawl's: planted clusters of up to thousands, 12 % exact repeats, the rest random.
+`seconds` has the join alone (every near pair of the distinct hashes, counted) and the whole answer of
+`near_duplicates`; each case runs in a process of its own, so that its peak of memory is its own.
 
-    python infra/bench/near_duplicates.py [--count 1000000] [--radius 3]
+    python infra/bench/near_duplicates.py [--count 1000000 10000000] [--radius 3 4 6 10]
+
+faiss and imagededup list pairs. faiss runs up to --faiss-most hashes, imagededup up to --imagededup-most
+(`make peers` installs it in an environment of its own; without it the line says so).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
+import resource
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
 
-from curate.dedup.hamming import near_pairs  # noqa: E402
+PEERS_PYTHON = PROJECT / ".venv-peers" / "bin" / "python"
+WARM_UP = 5000
+"""More than are met whole, so that every kernel is compiled, or read from the cache, before the clock starts."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, nargs="+", default=[20_000, 1_000_000, 10_000_000])
+    parser.add_argument("--radius", type=int, nargs="+", default=[3, 4, 6, 10])
+    parser.add_argument("--faiss-most", type=int, default=1_000_000)
+    parser.add_argument("--faiss-radius", type=int, default=3, help="faiss takes minutes above it at 1 million")
+    parser.add_argument("--imagededup-most", type=int, default=20_000)
+    arguments = parser.parse_args()
+    for count in arguments.count:
+        for radius in arguments.radius:
+            contenders: dict[str, Callable[[int, int], dict]] = {"darkroom": darkroom}
+            if count <= arguments.faiss_most and radius <= arguments.faiss_radius:
+                contenders["faiss_multihash"] = faiss_multihash
+            if count <= arguments.imagededup_most and radius <= arguments.faiss_radius:
+                contenders["imagededup_bktree"] = imagededup_bktree
+            found = {name: apart(contender, count, radius) for name, contender in contenders.items()}
+            print(json.dumps(line(count, radius, found)), flush=True)
+
+
+def line(count: int, radius: int, found: dict[str, dict]) -> dict[str, object]:
+    """Return what one case found, with how many times as fast it was as each peer that lists the same pairs."""
+    own = found["darkroom"]
+    peers = {name: said for name, said in found.items() if name != "darkroom" and "seconds" in said}
+    return {
+        "bench": "near_duplicates",
+        "count": count,
+        "radius_bits": radius,
+        **{name: said for name, said in found.items()},
+        "same_pairs": {name: said["pairs"] == own["pairs"] for name, said in peers.items()},
+        "times_as_fast": {name: round(said["seconds"] / own["seconds"], 1) for name, said in peers.items()},
+        "machine": platform.processor() or platform.machine(),
+    }
+
+
+def apart(contender: Callable[[int, int], dict], count: int, radius: int) -> dict:
+    """Run a contender in a process of its own; returns what it says, with the peak of its memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (contender.__name__, count, radius))
+
+
+def _measured(name: str, count: int, radius: int) -> dict:
+    said = globals()[name](count, radius)
+    return said | {"peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
 
 
 def crawl_hashes(count: int, seed: int) -> np.ndarray:
@@ -36,52 +92,74 @@ def crawl_hashes(count: int, seed: int) -> np.ndarray:
     return hashes
 
 
-def ours(unique: np.ndarray, radius: int) -> set[tuple[int, int]]:
-    return set(map(tuple, near_pairs(unique, radius).tolist()))
+def darkroom(count: int, radius: int) -> dict:
+    from curate.dedup import near_duplicates
+    from curate.dedup.hamming import near_pairs
+
+    hashes = crawl_hashes(count, seed=0)
+    near_duplicates(hashes[:WARM_UP], radius)
+    started = time.perf_counter()
+    survivor = near_duplicates(hashes, radius)
+    answered = time.perf_counter() - started
+    distinct = np.unique(hashes)
+    is_near = np.zeros(len(distinct), bool)
+    started = time.perf_counter()
+    for piece in near_pairs(distinct[None], None, radius):
+        is_near[piece] = True
+    joined = time.perf_counter() - started
+    pairs = count_once(near_pairs(distinct[None], None, radius)) if count <= 1_000_000 else None
+    return {
+        "seconds": round(joined, 3),
+        "near_duplicates_seconds": round(answered, 3),
+        "distinct": len(distinct),
+        "pairs": pairs,
+        "survivors": int((survivor == np.arange(count)).sum()),
+    }
 
 
-def of_faiss(unique: np.ndarray, radius: int) -> set[tuple[int, int]]:
-    """Return the pairs of faiss's multi-index hashing: 4 maps of 16 bits, with as many flips as recall 1 needs."""
-    codes = np.ascontiguousarray(unique).view(np.uint8).reshape(-1, 8)
+def count_once(pieces) -> int:  # noqa: ANN001 - an iterator of pairs
+    """Return the number of different pairs."""
+    pairs = np.sort(np.concatenate([np.empty((0, 2), np.int64), *pieces]), axis=1)
+    return len(np.unique(pairs[:, 0] << 32 | pairs[:, 1]))
+
+
+def faiss_multihash(count: int, radius: int) -> dict:
+    """Use faiss's multi-index hashing: 4 maps of 16 bits, with as many flips as recall 1 needs."""
+    import faiss
+
+    distinct = np.unique(crawl_hashes(count, seed=0))
+    started = time.perf_counter()
+    codes = np.ascontiguousarray(distinct).view(np.uint8).reshape(-1, 8)
     index = faiss.IndexBinaryMultiHash(64, 4, 16)
     index.nflip = radius // 4
     index.add(codes)
     limits, _, found = index.range_search(codes, radius + 1)
-    rows = np.repeat(np.arange(len(unique)), np.diff(limits).astype(np.int64))
-    ahead = rows < found
-    return set(zip(rows[ahead].tolist(), found[ahead].tolist(), strict=True))
+    rows = np.repeat(np.arange(len(distinct)), np.diff(limits).astype(np.int64))
+    seconds = time.perf_counter() - started
+    return {"seconds": round(seconds, 3), "pairs": int((rows < found).sum()), "version": faiss.__version__}
 
 
-def measure(count: int, radius: int) -> dict[str, object]:
-    unique = np.unique(crawl_hashes(count, seed=0))
-    near_pairs(unique[:1000], radius)  # compiled, or read from the cache, before the clock starts
-    seconds, pairs = {}, {}
-    for name, search in (("darkroom", ours), ("faiss_multihash", of_faiss)):
-        started = time.perf_counter()
-        pairs[name] = search(unique, radius)
-        seconds[name] = time.perf_counter() - started
-    return {
-        "bench": "near_duplicates",
-        "count": count,
-        "unique": len(unique),
-        "radius_bits": radius,
-        "pairs": len(pairs["darkroom"]),
-        "same_pairs": pairs["darkroom"] == pairs["faiss_multihash"],
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "times_as_fast": round(seconds["faiss_multihash"] / seconds["darkroom"], 1),
-        "machine": platform.processor() or platform.machine(),
-        "faiss": faiss.__version__,
-    }
+def imagededup_bktree(count: int, radius: int) -> dict:
+    if not PEERS_PYTHON.exists():
+        return {"skipped": "imagededup is not installed: make peers"}
+    distinct = np.unique(crawl_hashes(count, seed=0))
+    hashes = {str(at): f"{value:016x}" for at, value in enumerate(distinct.tolist())}
+    asked = json.dumps({"hashes": hashes, "radius": radius})
+    done = subprocess.run([PEERS_PYTHON, "-c", _BKTREE], input=asked, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--radius", type=int, nargs="+", default=[3])
-    arguments = parser.parse_args()
-    for count in arguments.count:
-        for radius in arguments.radius:
-            print(json.dumps(measure(count, radius)), flush=True)
+_BKTREE = """
+import json, sys, time
+from imagededup.handlers.search.bktree import BKTree
+from imagededup.methods.hashing import Hashing
+asked = json.load(sys.stdin)
+started = time.perf_counter()
+tree = BKTree(asked["hashes"], Hashing.hamming_distance)
+found = [tree.search(query=value, tol=asked["radius"]) for value in asked["hashes"].values()]
+pairs = (sum(map(len, found)) - len(found)) // 2
+print(json.dumps({"seconds": round(time.perf_counter() - started, 3), "pairs": pairs}))
+"""
 
 
 if __name__ == "__main__":

@@ -112,7 +112,12 @@ def test_a_dense_cluster_is_not_compared_in_full(monkeypatch):
     monkeypatch.setattr(semantic, "BLOCK_COLUMNS", 64)
     calls = []
     candidates = semantic._Search.candidates
-    monkeypatch.setattr(semantic._Search, "candidates", lambda *blocks: calls.append(1) or candidates(*blocks))
+
+    def counted(*blocks):
+        calls.append(blocks)
+        return candidates(*blocks)
+
+    monkeypatch.setattr(semantic._Search, "candidates", counted)
     dense = unit(1 + 0.05 * np.random.default_rng(8).standard_normal((640, WIDTH)))
     assert semantic.mark_near(dense, [np.arange(640)], 0.95).tolist() == [True] * 640
     assert len(calls) == 10

@@ -21,7 +21,7 @@ PLAIN = DedupConfig(radius_bits=2, error_image_captions=3, semantic_eps=None)
 class PlainPool:
     """What dedup needs of a pool, in this process."""
 
-    node_cpus = 2
+    cpus = node_cpus = 2
 
     def share(self, value: Any) -> Any:
         return value
