@@ -36,8 +36,11 @@ format: install
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-bench: install
+bench: install peers
 	$(BIN)/python infra/bench/near_duplicates.py
+	$(BIN)/python infra/bench/semantic.py
+	$(BIN)/python infra/bench/dedup_step.py
+	$(BIN)/python infra/bench/dedup_at_scale.py
 
 # after a change of pyproject.toml
 lock: install

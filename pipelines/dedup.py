@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from curate.config import CurationConfig
-from curate.dedup.survivors import Survivors, survivors
+from curate.dedup.survivors import Dropped, survivors
 from pipelines import dedup_tasks as tasks
 from pipelines.command import run_step
 from pipelines.dedup_blocks import BY_BYTES, BY_HASH, SCRATCH, Blocks, NearInBlocks
@@ -116,12 +116,11 @@ def _write(
     sources: list[tasks.Source],
     blocks: Blocks,
     errors: np.ndarray,
-    found: Survivors,
+    found: Dropped,
     clusters: NearInClusters | None,
 ) -> Made:
     """Say of each dropped sample why, and write the table fragment by fragment."""
-    dropped = np.flatnonzero(found.by >= 0)
-    kept, by = found.survivor[dropped], found.by[dropped]
+    dropped, kept, by = found.row, found.survivor, found.by
     one_minus_cosine = np.full(len(dropped), np.nan)
     if clusters is not None:
         semantic = by == len((BY_BYTES, BY_HASH))

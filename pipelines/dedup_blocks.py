@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from curate.config import CurationConfig, DedupConfig
 from curate.dedup.hamming import Confirm
 from curate.dedup.records import dtype
-from curate.dedup.relations import NONE, NearByHash
+from curate.dedup.relations import NearByHash
 from pipelines.store import Root
 
 SCRATCH = "dedup_scratch"
@@ -37,6 +37,10 @@ class Blocks:
         for block, (first, last) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
             if last > first:
                 yield block, rows[first:last]
+
+    def between(self, block: int, first: int, last: int) -> np.ndarray:
+        """Return the rows of a block that are in first..last - 1."""
+        return np.arange(max(first, self.starts[block]), min(last, self.starts[block + 1]))
 
     def load(self, name: str, parts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
         """Return a column at given rows of given blocks, one after the other."""
@@ -88,14 +92,18 @@ class NearInBlocks:
     blocks: Blocks
     pool: Any
 
-    def marked(self, rows: np.ndarray) -> np.ndarray:
-        marked = np.zeros(len(rows), bool)
-        parts = list(self.blocks.of(rows))
-        calls = [(self.blocks, self.kind, parts[i : i + 1], parts[j : j + 1] if j > i else [])
-                 for i in range(len(parts)) for j in range(i, len(parts))]  # fmt: skip
+    def near_any(self, first: int, last: int) -> np.ndarray:
+        is_near, blocks = np.zeros(last - first, bool), range(len(self.blocks))
+        calls = [(self.blocks, self.kind, first, last, i, j) for i in blocks for j in blocks if j >= i]
         for near in self.pool.map(_met, calls, self.blocks.threads):
-            marked[np.searchsorted(rows, near)] = True
-        return marked
+            is_near[near - first] = True
+        return first + np.flatnonzero(is_near)
+
+    def near_fixed(self, fixed: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        blocks = range(len(self.blocks))
+        calls = [(self.blocks, self.kind, fixed, last, i, j) for i in blocks for j in blocks
+                 if self.blocks.starts[i + 1] > fixed > self.blocks.starts[j]]  # fmt: skip
+        return best_of(self.pool.map(_near_fixed, calls, self.blocks.threads))
 
     def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
         if len(rows) > self.blocks.config.rows_per_block:
@@ -104,25 +112,32 @@ class NearInBlocks:
         found = list(self.pool.map(_pairs, calls, self.blocks.threads))
         return found[0] if found else np.empty((0, 2), np.int32)
 
-    def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
-        highest = np.iinfo(np.int64).max
-        best = np.full(len(of), highest)
+    def nearest(self, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         calls = [(self.blocks, self.kind, left, right)
                  for left in self.blocks.of(of) for right in self.blocks.of(among)]  # fmt: skip
-        for rows, nearest in self.pool.map(_nearest, calls, self.blocks.threads):
-            places = np.searchsorted(of, rows)
-            best[places] = np.minimum(best[places], nearest)
-        return np.where(best == highest, NONE, best)
+        return best_of(self.pool.map(_nearest, calls, self.blocks.threads))
 
 
-def _met(blocks: Blocks, kind: str, left: list[tuple[int, np.ndarray]], right: list[tuple[int, np.ndarray]]) -> Any:
-    """Return the rows that may be near another one: of one block among themselves, or of two blocks."""
-    relation = blocks.near_by(kind, [*left, *right])
-    rows = np.concatenate([part for _, part in [*left, *right]])
-    places = np.arange(len(rows))
-    if not right:
-        return rows[relation.marked(places)]
-    return rows[relation.met(places[: len(left[0][1])], places[len(left[0][1]) :])]
+def best_of(found: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row that was found, once and ascending, with the smallest row near it."""
+    pieces = [(np.empty(0, np.int64), np.empty(0, np.int64)), *found]
+    row, near = (np.concatenate([piece[side] for piece in pieces]) for side in (0, 1))
+    order = np.lexsort((near, row))
+    once = order[np.r_[True, row[order][1:] != row[order][:-1]][: len(order)]]
+    return row[once], near[once]
+
+
+def _met(blocks: Blocks, kind: str, first: int, last: int, i: int, j: int) -> np.ndarray:
+    """Return the rows in first..last - 1 that may be near another one: of one block among themselves, or of two."""
+    left, right = blocks.between(i, first, last), blocks.between(j, first, last)
+    relation = blocks.near_by(kind, [(i, left)] if i == j else [(i, left), (j, right)])
+    if i == j:
+        return left[relation.marked(np.arange(len(left)))]
+    return np.concatenate([left, right])[relation.met(np.arange(len(left)), len(left) + np.arange(len(right)))]
+
+
+def _near_fixed(blocks: Blocks, kind: str, fixed: int, last: int, i: int, j: int) -> tuple[np.ndarray, np.ndarray]:
+    return _nearest(blocks, kind, (i, blocks.between(i, fixed, last)), (j, blocks.between(j, 0, fixed)))
 
 
 def _pairs(blocks: Blocks, kind: str, parts: list[tuple[int, np.ndarray]], limit: int) -> np.ndarray | None:
@@ -134,6 +149,5 @@ def _nearest(blocks: Blocks, kind: str, left: tuple[int, np.ndarray], right: tup
     """Return the rows of the left block that are near one of the right, and the best one for each."""
     relation = blocks.near_by(kind, [left, right])
     count = len(left[1])
-    best = relation.nearest(np.arange(count), count + np.arange(len(right[1])))
-    near = best != NONE
-    return left[1][near], right[1][best[near] - count]
+    near, best = relation.nearest(np.arange(count), count + np.arange(len(right[1])))
+    return left[1][near], right[1][best - count]

@@ -15,7 +15,7 @@ from curate import sample
 from curate.config import CurationConfig, DedupConfig
 from curate.dedup.records import fixed_size, words_of_hex
 from curate.dedup.relations import NONE, at_most
-from pipelines.dedup_blocks import SCRATCH
+from pipelines.dedup_blocks import SCRATCH, best_of
 from pipelines.dedup_tasks import Source, read_rows
 from pipelines.shuffle import Parts, read_part, write_parts
 from pipelines.store import Root
@@ -139,21 +139,21 @@ class NearInClusters:
     groups: Groups
     pool: Any
 
-    def marked(self, rows: np.ndarray) -> np.ndarray:
-        marked = np.zeros(len(rows), bool)
-        for places in self._map(_marked, self._calls(rows)):
-            marked[places] = True
-        return marked
+    def near_any(self, first: int, last: int) -> np.ndarray:
+        is_near = np.zeros(last - first, bool)
+        for near in self._map(_near_any, [(self.groups, group, first, last) for group in range(self.groups.count)]):
+            is_near[near - first] = True
+        return first + np.flatnonzero(is_near)
+
+    def near_fixed(self, fixed: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        calls = [(self.groups, group, fixed, last) for group in range(self.groups.count)]
+        return best_of(self._map(_near_fixed, calls))
 
     def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
         return at_most_of(self._map(_pairs, self._calls(rows, limit)), limit)
 
-    def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
-        highest = np.iinfo(np.int64).max
-        best = np.full(len(of), highest)
-        for places, nearest in self._map(_nearest, self._calls(of, among)):
-            best[places] = np.minimum(best[places], nearest)
-        return np.where(best == highest, NONE, best)
+    def nearest(self, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return best_of(self._map(_nearest, self._calls(of, among)))
 
     def distance(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return 1 - cosine of pairs that share a cluster, float64 (P,)."""
@@ -180,47 +180,61 @@ def at_most_of(found: Any, limit: int) -> np.ndarray | None:
 
 
 class _Part:
-    """Those of a group's rows that are asked for, counted from 0."""
+    """Some of a group's rows, counted from 0."""
 
-    def __init__(self, groups: Groups, group: int, wanted: np.ndarray) -> None:
-        rows = groups.load(group, "row")
-        at = np.flatnonzero(np.isin(rows, wanted, assume_unique=False))
+    def __init__(self, groups: Groups, group: int, rows: np.ndarray, at: np.ndarray) -> None:
         members = groups.load(group, "members")[at]
         self.rows = rows[at]
         self.embeddings_ND = groups.load(group, "embedding")[at]
         low, high = (-(-edge * groups.clusters // groups.count) for edge in (group, group + 1))
         inside = (members >= low) & (members < high)
-        self.rows_of = [
-            np.sort(np.flatnonzero(((members == cluster) & inside).any(axis=1)))
-            for cluster in np.unique(members[inside])
-        ]
+        self.rows_of = [np.flatnonzero((members == cluster).any(axis=1)) for cluster in np.unique(members[inside])]
         self.least_cosine = groups.least_cosine
 
 
-def _marked(groups: Groups, group: int, rows: np.ndarray) -> np.ndarray:
+def _among(groups: Groups, group: int, wanted: np.ndarray) -> _Part:
+    rows = groups.load(group, "row")
+    return _Part(groups, group, rows, np.flatnonzero(np.isin(rows, wanted)))
+
+
+def _between(groups: Groups, group: int, first: int, last: int) -> _Part:
+    rows = groups.load(group, "row")
+    return _Part(groups, group, rows, np.flatnonzero((rows >= first) & (rows < last)))
+
+
+def _near_any(groups: Groups, group: int, first: int, last: int) -> np.ndarray:
     from curate.dedup.semantic import mark_near
 
-    part = _Part(groups, group, rows)
-    near = mark_near(part.embeddings_ND, part.rows_of, part.least_cosine)
-    return np.searchsorted(rows, part.rows[near])
+    part = _between(groups, group, first, last)
+    return part.rows[mark_near(part.embeddings_ND, part.rows_of, part.least_cosine)]
 
 
 def _pairs(groups: Groups, group: int, rows: np.ndarray, limit: int) -> np.ndarray | None:
     from curate.dedup.semantic import near_pairs
 
-    part = _Part(groups, group, rows)
+    part = _among(groups, group, rows)
     found = at_most(near_pairs(part.embeddings_ND, part.rows_of, part.least_cosine), limit)
     return None if found is None else np.searchsorted(rows, part.rows).astype(np.int32)[found]
 
 
 def _nearest(groups: Groups, group: int, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    part = _among(groups, group, np.concatenate([of, among]))
+    return _best(part, np.isin(part.rows, of))
+
+
+def _near_fixed(groups: Groups, group: int, fixed: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    part = _between(groups, group, 0, last)
+    return _best(part, part.rows >= fixed)
+
+
+def _best(part: _Part, asks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that ask and are near one that does not, and the smallest such for each."""
     from curate.dedup.semantic import nearest_survivors
 
-    part = _Part(groups, group, np.concatenate([of, among]))
-    asking, kept = (np.flatnonzero(np.isin(part.rows, rows)) for rows in (of, among))
+    asking, kept = np.flatnonzero(asks), np.flatnonzero(~asks)
     best = nearest_survivors(part.embeddings_ND, part.rows_of, part.least_cosine, asking, kept)
     near = best != NONE
-    return np.searchsorted(of, part.rows[asking[near]]), part.rows[best[near]]
+    return part.rows[asking[near]], part.rows[best[near]]
 
 
 def _distance(groups: Groups, group: int, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

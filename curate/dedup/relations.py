@@ -26,16 +26,20 @@ ENOUGH_PAIRS = 1 << 24
 class Relation(Protocol):
     """A symmetric relation over rows."""
 
-    def marked(self, rows: np.ndarray) -> np.ndarray:
-        """Return which of the ascending `rows` may be near another of them, bool (len(rows),); the others are not."""
+    def near_any(self, first: int, last: int) -> np.ndarray:
+        """Return the rows in first..last - 1 that may be near another of them, int64; all others are not."""
+        ...
+
+    def near_fixed(self, fixed: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows in fixed..last - 1 near one before `fixed`, and the smallest such for each, int64 both."""
         ...
 
     def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
         """Return the near pairs of positions in the ascending `rows`, int32 (P, 2), or None where P > `limit`."""
         ...
 
-    def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
-        """Return for each row of `of` the smallest row of `among` near it, int64 (len(of),), NONE without."""
+    def nearest(self, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return those of the rows `of` that are near one of `among`, and the smallest such for each, int64 both."""
         ...
 
 
@@ -57,7 +61,15 @@ class NearByHash:
         if self.turned_TN is not None and self.confirm is not None:
             raise ValueError("turned hashes cannot be confirmed by the second hash of the picture as it is")
 
+    def near_any(self, first: int, last: int) -> np.ndarray:
+        rows = np.arange(first, last)
+        return rows[self.marked(rows)]
+
+    def near_fixed(self, fixed: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.nearest(np.arange(fixed, last), np.arange(fixed))
+
     def marked(self, rows: np.ndarray) -> np.ndarray:
+        """Return which of the ascending `rows` may be near another of them, bool (len(rows),)."""
         part = np.flatnonzero(self._takes_part(rows))
         first = first_equal(self._keys(rows[part]))
         is_first = first == np.arange(len(part))
@@ -83,17 +95,15 @@ class NearByHash:
         found = at_most(self._near(rows[part], None), limit)
         return None if found is None else part.astype(np.int32)[found]
 
-    def nearest(self, of: np.ndarray, among: np.ndarray) -> np.ndarray:
+    def nearest(self, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        of, among = self._taking_part(of), self._taking_part(among)
+        first = first_equal(self._keys(of))
+        own = np.flatnonzero(first == np.arange(len(of)))
         best = np.full(len(of), NONE, np.int64)
-        part = np.flatnonzero(self._takes_part(of))
-        among = self._taking_part(among)
-        first = first_equal(self._keys(of[part]))
-        own = np.flatnonzero(first == np.arange(len(part)))
-        found = smallest(self._near(of[part[own]], among), len(own))
-        by_first = np.full(len(part), NONE, np.int64)
-        by_first[own] = np.where(found == NONE, NONE, among[found] if len(among) else NONE)
-        best[part] = by_first[first]
-        return best
+        best[own] = smallest(self._near(of[own], among), len(own))
+        best = best[first]
+        near = best != NONE
+        return of[near], among[best[near]]
 
     def met(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return those of the rows of both sides that may be near one of the other side, ascending by side."""

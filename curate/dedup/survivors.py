@@ -28,13 +28,15 @@ PAIR_REPEATS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survivors:
-    """The answer for N rows."""
+class Dropped:
+    """The rows that do not survive, ascending."""
 
+    row: np.ndarray
+    """int64 (D,)."""
     survivor: np.ndarray
-    """int64 (N,): the row of each row's survivor, its own where it survives."""
+    """int64 (D,): the best-ranked survivor near each."""
     by: np.ndarray
-    """int8 (N,): number of the relation by which it is near its survivor, NONE where it survives."""
+    """int8 (D,): number of the relation by which it is near."""
 
 
 def near_duplicates(hashes: np.ndarray, radius: int, rank: np.ndarray | None = None) -> np.ndarray:
@@ -49,12 +51,14 @@ def near_duplicates(hashes: np.ndarray, radius: int, rank: np.ndarray | None = N
     """
     hashes = np.asarray(hashes)
     _check(hashes, radius, rank)
-    if rank is None:
-        return survivors([NearByHash(words_WN=hashes[None], radius=radius)], len(hashes)).survivor
-    order = np.argsort(rank, kind="stable")
-    found = survivors([NearByHash(words_WN=hashes[None, order], radius=radius)], len(hashes)).survivor
-    survivor = np.empty(len(hashes), np.int64)
-    survivor[order] = order[found]
+    order = None if rank is None else np.argsort(rank, kind="stable")
+    ranked = hashes if order is None else hashes[order]
+    dropped = survivors([NearByHash(words_WN=ranked[None], radius=radius)], len(hashes))
+    survivor = np.arange(len(hashes))
+    if order is None:
+        survivor[dropped.row] = dropped.survivor
+    else:
+        survivor[order[dropped.row]] = order[dropped.survivor]
     return survivor
 
 
@@ -67,47 +71,61 @@ def _check(hashes: np.ndarray, radius: int, rank: np.ndarray | None) -> None:
         raise ValueError(f"rank of shape {np.shape(rank)}: must be {hashes.shape} as the hashes are")
 
 
-def survivors(relations: Sequence[Relation], count: int, fixed: int = 0, max_pairs: int = MAX_PAIRS) -> Survivors:
-    """Return the survivors of `count` rows, in order of rank, near by any of the relations.
+def survivors(relations: Sequence[Relation], count: int, fixed: int = 0, max_pairs: int = MAX_PAIRS) -> Dropped:
+    """Return which of `count` rows, in order of rank and near by any of the relations, do not survive.
 
     The first `fixed` rows survive whatever they are near: what was kept before, or must not be
-    trained on. `max_pairs` bounds the pairs that are held at a time.
+    trained on. `max_pairs` bounds the pairs that are held at a time. Memory: a byte for each row,
+    and 17 bytes for each row that has a near one.
     """
     assert len(relations) <= MAX_RELATIONS, "a pair's key has two bits for its relation"
-    found = Survivors(survivor=np.arange(count), by=np.full(count, NONE, np.int8))
-    rows = np.arange(fixed, count)
-    if fixed:
-        _drop_near(relations, rows, np.arange(fixed), found)
-        rows = rows[found.survivor[rows] == rows]
-    near = np.zeros(len(rows), bool)
+    first = _nearest([relation.near_fixed(fixed, count) for relation in relations] if fixed else [])
+    is_near = np.zeros(count, bool)
     for relation in relations:
-        near |= relation.marked(rows)
-    _decide(relations, rows[near], found, max_pairs)
-    return found
+        is_near[relation.near_any(fixed, count)] = True
+    is_near[first.row] = False
+    rows = np.flatnonzero(is_near)
+    rest = _Rest(rows=rows, survivor=np.arange(len(rows)), by=np.full(len(rows), NONE, np.int8))
+    _decide(relations, np.arange(len(rows)), rest, max_pairs)
+    lost = np.flatnonzero(rest.by != NONE)
+    row = np.concatenate([first.row, rows[lost]])
+    order = np.argsort(row)
+    survivor = np.concatenate([first.survivor, rows[rest.survivor[lost]]])
+    return Dropped(row=row[order], survivor=survivor[order], by=np.concatenate([first.by, rest.by[lost]])[order])
 
 
-def _decide(relations: Sequence[Relation], rows: np.ndarray, found: Survivors, max_pairs: int) -> None:
-    """Decide the ascending `rows`, none of which is near a survivor outside them."""
-    keys = _pair_keys(relations, rows, max_pairs)
+def _nearest(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Dropped:
+    """Return each row that any relation found near, once, with the smallest of its near rows."""
+    row = np.concatenate([np.empty(0, np.int64), *(row for row, _ in found)])
+    near = np.concatenate([np.empty(0, np.int64), *(near for _, near in found)])
+    by = np.repeat(np.arange(len(found), dtype=np.int8), [len(row) for row, _ in found])
+    order = np.lexsort((by, near, row))
+    once = order[np.r_[True, row[order][1:] != row[order][:-1]][: len(order)]]
+    return Dropped(row=row[once], survivor=near[once], by=by[once])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rest:
+    """The rows that may be near another: each is at a place, and so is its survivor."""
+
+    rows: np.ndarray
+    survivor: np.ndarray
+    by: np.ndarray
+
+
+def _decide(relations: Sequence[Relation], places: np.ndarray, rest: _Rest, max_pairs: int) -> None:
+    """Decide the rows at the ascending `places`, none of which is near a survivor elsewhere."""
+    keys = _pair_keys(relations, rest.rows[places], max_pairs)
     if keys is not None:
-        _take(keys, rows, found.survivor, found.by)
+        _take(keys, places, rest.survivor, rest.by)
         return
-    head, tail = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    _decide(relations, head, found, max_pairs)
-    _drop_near(relations, tail, head[found.survivor[head] == head], found)
-    _decide(relations, tail[found.survivor[tail] == tail], found, max_pairs)
-
-
-def _drop_near(relations: Sequence[Relation], rows: np.ndarray, kept: np.ndarray, found: Survivors) -> None:
-    """Drop the rows near a kept one, in favour of the best."""
-    best = np.full(len(rows), np.iinfo(np.int64).max)
-    by = np.full(len(rows), NONE, np.int8)
-    for number, relation in enumerate(relations):
-        nearest = relation.nearest(rows, kept)
-        better = (nearest != NONE) & (nearest < best)
-        best[better], by[better] = nearest[better], number
-    dropped = by != NONE
-    found.survivor[rows[dropped]], found.by[rows[dropped]] = best[dropped], by[dropped]
+    head, tail = places[: len(places) // 2], places[len(places) // 2 :]
+    _decide(relations, head, rest, max_pairs)
+    kept = head[rest.by[head] == NONE]
+    found = _nearest([relation.nearest(rest.rows[tail], rest.rows[kept]) for relation in relations])
+    dropped = np.searchsorted(rest.rows, found.row)
+    rest.survivor[dropped], rest.by[dropped] = np.searchsorted(rest.rows, found.survivor), found.by
+    _decide(relations, tail[rest.by[tail] == NONE], rest, max_pairs)
 
 
 def _pair_keys(relations: Sequence[Relation], rows: np.ndarray, max_pairs: int) -> np.ndarray | None:
@@ -123,11 +141,11 @@ def _pair_keys(relations: Sequence[Relation], rows: np.ndarray, max_pairs: int) 
 
 
 @njit(cache=True)
-def _take(keys, rows, survivor, by):
+def _take(keys, places, survivor, by):
     """Drop each row that has a survivor before it: keys come worse row by worse row, better row first."""
     low = np.uint64((1 << 31) - 1)
     for key in keys:
-        worse, better = rows[np.int64(key >> np.uint64(33))], rows[np.int64((key >> np.uint64(2)) & low)]
+        worse, better = places[np.int64(key >> np.uint64(33))], places[np.int64((key >> np.uint64(2)) & low)]
         if survivor[worse] == worse and survivor[better] == better:
             survivor[worse] = better
             by[worse] = np.int8(key & np.uint64(3))

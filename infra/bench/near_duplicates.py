@@ -35,11 +35,11 @@ WARM_UP = 5000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, nargs="+", default=[20_000, 1_000_000, 10_000_000])
+    parser.add_argument("--count", type=int, nargs="+", default=[5_000, 1_000_000, 10_000_000])
     parser.add_argument("--radius", type=int, nargs="+", default=[3, 4, 6, 10])
     parser.add_argument("--faiss-most", type=int, default=1_000_000)
     parser.add_argument("--faiss-radius", type=int, default=3, help="faiss takes minutes above it at 1 million")
-    parser.add_argument("--imagededup-most", type=int, default=20_000)
+    parser.add_argument("--imagededup-most", type=int, default=5_000)
     arguments = parser.parse_args()
     for count in arguments.count:
         for radius in arguments.radius:
