@@ -89,23 +89,32 @@ def _join(
     if not bands or max(left_WN.shape[1], right_count) <= SMALL:
         left = layout(left_WN, None)
         right = left if right_WN is None else layout(right_WN, None)
-        yield from _scan(search, left, right, masks(0), itself, np.iinfo(np.int64).max)
+        yield from _scan(search, left, right, masks(0), itself, np.iinfo(np.int64).max, np.full((1, 2), -1))
         return
     limits = band_limits(radius, len(bands))
+    earlier = [(-1, -1)]
     for band, limit in zip(bands, limits, strict=True):
         if limit >= 0:
             left = layout(left_WN, band, search.pool)
             right = left if right_WN is None else layout(right_WN, band, search.pool)
             others = [other for other in bands if other != band]
-            yield from _meet_buckets(search, left, right, itself, others, limit, radius)
+            yield from _meet_buckets(search, left, right, itself, others, limit, radius, np.array(earlier, np.int64))
+            earlier.append((band, limit))
 
 
 def _meet_buckets(
-    search: _Search, left: Layout, right: Layout, itself: bool, others: list[int], limit: int, radius: int
+    search: _Search,
+    left: Layout,
+    right: Layout,
+    itself: bool,
+    others: list[int],
+    limit: int,
+    radius: int,
+    earlier: np.ndarray,
 ) -> Iterator[np.ndarray]:
     differences = masks(limit)
     large = _worth_a_cut(others, radius)
-    yield from _scan(search, left, right, differences, itself, large)
+    yield from _scan(search, left, right, differences, itself, large, earlier)
     for value in np.flatnonzero(np.diff(left.starts) > large):
         for difference in differences:
             other = value ^ difference
@@ -143,9 +152,18 @@ def _part(search: _Search, rows: np.ndarray, columns: np.ndarray) -> _Search:
 
 
 def _scan(
-    search: _Search, left: Layout, right: Layout, differences: np.ndarray, itself: bool, large: int
+    search: _Search,
+    left: Layout,
+    right: Layout,
+    differences: np.ndarray,
+    itself: bool,
+    large: int,
+    earlier: np.ndarray,
 ) -> Iterator[np.ndarray]:
-    """Meet the buckets that are not both large, threads on ranges of rows; a full piece is continued later."""
+    """Meet the buckets that are not both large, threads on ranges of rows; a full piece is continued later.
+
+    Pairs that agree within its limit on one of the `earlier` (band, limit) are left out: that band has found them.
+    """
     nothing = np.empty((4, 0), np.uint64)
     confirm_left, confirm_right = (side.words_4N for side in search.confirm) if search.confirm else (nothing, nothing)
     confirm_radius = search.confirm[0].radius if search.confirm else -1
@@ -154,7 +172,7 @@ def _scan(
         pairs = np.empty((PAIRS_PER_PIECE, 2), np.int64)
         found, value, *rest = _scan_buckets(
             left.words_WN, left.order, left.starts, right.words_WN, right.order, right.starts,
-            differences, search.radius, itself, large,
+            differences, search.radius, itself, large, earlier,
             confirm_left, confirm_right, confirm_radius, value, stop, mask_at, row, at, pairs,
         )  # fmt: skip
         return pairs[:found].copy(), (value, stop, *rest) if value < stop else None
@@ -187,7 +205,7 @@ def _landed(search: _Search, work, flying: set[Future]) -> tuple[set[Future], li
 
 @njit(nogil=True, cache=True)
 def _scan_buckets(
-    left, left_order, left_starts, right, right_order, right_starts, differences, radius, itself, large,
+    left, left_order, left_starts, right, right_order, right_starts, differences, radius, itself, large, earlier,
     confirm_left, confirm_right, confirm_radius, value, stop, mask_at, row, at, pairs,
 ):  # fmt: skip
     """Write the pairs of buckets value..stop; return their number and where to go on when `pairs` is full.
@@ -227,6 +245,8 @@ def _scan_buckets(
                     while bits:
                         hit = at + np.int64(lowest_bit(bits))
                         bits &= bits - np.uint64(1)
+                        if _is_found(left, row, right, hit, earlier):
+                            continue
                         i, j = left_order[row], right_order[hit]
                         if confirm_radius < 0 or _is_confirmed(confirm_left, i, confirm_right, j, confirm_radius):
                             pairs[found, 0], pairs[found, 1] = i, j
@@ -239,6 +259,17 @@ def _scan_buckets(
         mask_at = 0
         value += 1
     return found, value, 0, -1, -1
+
+
+@njit(nogil=True, cache=True)
+def _is_found(left, row, right, hit, earlier):
+    """Return whether one of the earlier bands has met the two."""
+    for at in range(1, len(earlier)):
+        word, shift = earlier[at, 0] // 4, 16 * (earlier[at, 0] % 4)
+        difference = ((left[word, row] ^ right[word, hit]) >> np.uint64(shift)) & np.uint64(0xFFFF)
+        if np.int64(popcount(difference)) <= earlier[at, 1]:
+            return True
+    return False
 
 
 @njit(nogil=True, cache=True)
