@@ -93,7 +93,7 @@ class NearByHash:
         if (repeats * (repeats - 1) / 2).sum() > limit:
             return None
         found = at_most(self._near(rows[part], None), limit)
-        return None if found is None else part.astype(np.int32)[found]
+        return found if found is None or len(part) == len(rows) else part.astype(np.int32)[found]
 
     def nearest(self, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         of, among = self._taking_part(of), self._taking_part(among)
