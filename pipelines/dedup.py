@@ -25,7 +25,7 @@ from pipelines.dedup_clusters import (
     cluster_file,
     num_clusters,
 )
-from pipelines.dedup_index import Entry, earlier_entries, publish_entry
+from pipelines.dedup_index import Entry, earlier_entries, publish_entry, withdraw_entry
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
 from pipelines.store import Root, fragments, manifest
 from schemas.duplicates import VERSION
@@ -74,6 +74,7 @@ def compare(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows
     """Return the table's files: what became of each sample of the sources, `rows` at most in number."""
     root = Root(config.root)
     root.remove(SCRATCH, recursive=True)
+    withdraw_entry(config)
     blocks, fixed, errors = _read(config, pool, sources, rows)
     relations: list[Any] = [NearInBlocks(kind=kind, blocks=blocks, pool=pool) for kind in (BY_BYTES, BY_HASH)]
     clusters = _clusters(config, pool, sources, blocks)
@@ -87,8 +88,10 @@ def compare(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows
 def _read(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows: int) -> tuple[Blocks, int, np.ndarray]:
     """Order all samples by rank and cut them into blocks; returns how many are ahead, and the error images left out."""
     num_blocks = max(1, -(-rows // config.dedup.rows_per_block))
-    drawn = pool.map(tasks.sample_keys, [(config, source) for source in sources]) if num_blocks > 1 else ()
+    step = max(1, rows // (num_blocks * tasks.KEYS_A_BLOCK))
+    drawn = pool.map(tasks.sample_keys, [(config, source, step) for source in sources]) if num_blocks > 1 else ()
     cuts = tasks.cuts(np.concatenate([np.empty(0, "S32"), *drawn]), num_blocks)
+    num_blocks = len(cuts) + 1
     parts = max(num_blocks, pool.cpus)
     calls = [(config, number, source, cuts, parts) for number, source in enumerate(sources)]
     described = list(pool.map(tasks.describe, calls))
@@ -102,8 +105,8 @@ def _read(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows: 
 
 
 def _clusters(config: CurationConfig, pool: Any, sources: list[tasks.Source], blocks: Blocks) -> NearInClusters | None:
-    """Return the relation between embeddings; None where the semantic step is off."""
-    if config.dedup.semantic_eps is None:
+    """Return the relation between embeddings; None where the semantic step is off, or there are none."""
+    if config.dedup.semantic_eps is None or blocks.starts[-1] == 0:
         return None
     calls = [(blocks, block, len(sources)) for block in range(len(blocks))]
     places = list(pool.map(tasks.places_by_fragment, calls))

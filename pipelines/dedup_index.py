@@ -1,12 +1,13 @@
 """The index of what was curated before: for each corpus the hashes and embeddings of its survivors.
 
 An entry belongs to one root and keeps its place in the order: a corpus is compared with the entries
-before its own. A run of dedup writes its entry anew and publishes it last.
+before its own. A run of dedup withdraws its entry, writes it anew and publishes it last.
 """
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from curate.config import CurationConfig
 from pipelines.store import Root, digest, fragments, manifest, parquet_bytes, table_file
 
 PUBLISHED, OWNER = "_entry.json", "_owner.json"
+CORPUS_ID = "corpus_id.json"
 NOT_KEPT = ("error", "clip_similarity")
 
 
@@ -49,7 +51,7 @@ def earlier_entries(config: CurationConfig) -> list[Entry]:
 def own_entry(config: CurationConfig) -> str:
     """Return the name of this root's entry, in the order of first use."""
     assert config.dedup.index is not None
-    index, owner = Root(config.dedup.index), digest(config.root)
+    index, owner = Root(config.dedup.index), _corpus_id(Root(config.root))
     names = _names(config.dedup.index)
     for name in names:
         if name.endswith(owner):
@@ -57,6 +59,21 @@ def own_entry(config: CurationConfig) -> str:
     name = f"{1 + max((int(name[:6]) for name in names), default=0):06d}-{owner}"
     index.write_json(f"{name}/{OWNER}", {"root": config.root})
     return name
+
+
+def _corpus_id(root: Root) -> str:
+    """Return what tells this corpus from every other one, however its root is spelled; made at its first use."""
+    said = root.read_json(CORPUS_ID)
+    if said is None:
+        said = {"id": uuid.uuid4().hex[:16]}
+        root.write_json(CORPUS_ID, said)
+    return said["id"]
+
+
+def withdraw_entry(config: CurationConfig) -> None:
+    """Take this root's entry back while it is written anew, so that nobody reads half of it."""
+    if config.dedup.index is not None:
+        Root(config.dedup.index).remove(f"{own_entry(config)}/{PUBLISHED}")
 
 
 def _names(index: str) -> list[str]:
@@ -79,7 +96,10 @@ def _check_model(config: CurationConfig, name: str, said: dict) -> None:
 def read_index(file: str, columns: Sequence[str]) -> pa.Table:
     """Return an entry's rows with what dedup compares."""
     folder, _, name = file.rpartition("/")
-    rows = Root(folder).read_table(name)
+    try:
+        rows = Root(folder).read_table(name)
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: is gone: bring it back, or remove its folder from the index") from error
     for wanted in columns:
         if wanted not in rows.column_names:
             raise ValueError(f"{file}: no column {wanted}: run dedup of its corpus again")

@@ -28,7 +28,7 @@ EXACT, PERCEPTUAL, SEMANTIC, EVAL_SET, ERROR_IMAGE = KINDS = (
     "error_image",
 )
 COUNTED = ("survivors", *KINDS, "flat")
-KEYS_SAMPLED = 1000
+KEYS_A_BLOCK = 1000
 VERDICT = np.dtype([("row", "i4"), ("survivor", "u8", 2), ("kind", "i1"), ("distance", "f4"), ("won_by", "i1")])
 PLACE = np.dtype([("row", "i4"), ("place", "i8")])
 
@@ -90,15 +90,17 @@ def _records(config: CurationConfig, number: int, source: Source) -> tuple[np.nd
     return rec.records(rows, number, source.in_index, tuple(evaluation_sources(config)), config.dedup)
 
 
-def sample_keys(config: CurationConfig, source: Source) -> np.ndarray:
-    """Return some of a source's keys of rank, bytes (K,)."""
+def sample_keys(config: CurationConfig, source: Source, step: int) -> np.ndarray:
+    """Return the keys of rank of each `step`-th of a source's samples, bytes (K,)."""
     made, _ = _records(config, 0, source)
-    return _keys(made[:: max(1, len(made) // KEYS_SAMPLED)])
+    return _keys(made[::step])
 
 
 def cuts(keys: np.ndarray, blocks: int) -> np.ndarray:
-    """Return the keys between blocks of about equal size, bytes (blocks - 1,)."""
+    """Return the keys between blocks of about equal size, bytes (blocks - 1,); none without keys."""
     ordered = np.sort(keys)
+    if len(ordered) == 0:
+        return ordered
     return ordered[[at * len(ordered) // blocks for at in range(1, blocks)]]
 
 
@@ -136,7 +138,8 @@ def make_block(config: CurationConfig, by_rank: list[Parts], errors: np.ndarray,
         is_error = np.isin(_origin(made), _origin(errors)) & ~made["evaluation"]
         made = made[~is_error]
     order = ranking.order(made["key"], made["uid"])
-    words = np.take(made.view(np.uint64).reshape(len(made), -1), order, axis=0)  # a record is whole words
+    whole_words = made.view(np.uint64).reshape(len(made), made.dtype.itemsize // 8)
+    words = np.take(whole_words, order, axis=0)
     write_block(config, block, words.reshape(-1).view(made.dtype))
     return len(made)
 

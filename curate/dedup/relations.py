@@ -97,6 +97,7 @@ class NearByHash:
 
     def nearest(self, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         of, among = self._taking_part(of), self._taking_part(among)
+        among = among[first_equal(self._keys(among)) == np.arange(len(among))]
         first = first_equal(self._keys(of))
         own = np.flatnonzero(first == np.arange(len(of)))
         best = np.full(len(of), NONE, np.int64)

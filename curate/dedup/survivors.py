@@ -65,10 +65,13 @@ def near_duplicates(hashes: np.ndarray, radius: int, rank: np.ndarray | None = N
 def _check(hashes: np.ndarray, radius: int, rank: np.ndarray | None) -> None:
     if hashes.ndim != 1 or hashes.dtype != np.uint64:
         raise ValueError(f"hashes of type {hashes.dtype} and shape {hashes.shape}: must be uint64 of shape (N,)")
-    if not 0 <= radius <= MAX_RADIUS:
+    if not isinstance(radius, int | np.integer) or not 0 <= radius <= MAX_RADIUS:
         raise ValueError(f"radius = {radius}: must be 0..{MAX_RADIUS} bits")
-    if rank is not None and np.shape(rank) != hashes.shape:
-        raise ValueError(f"rank of shape {np.shape(rank)}: must be {hashes.shape} as the hashes are")
+    if rank is None:
+        return
+    rank = np.asarray(rank)
+    if rank.shape != hashes.shape or rank.dtype.kind not in "iu":
+        raise ValueError(f"rank of type {rank.dtype} and shape {rank.shape}: must be whole numbers, {hashes.shape}")
 
 
 def survivors(relations: Sequence[Relation], count: int, fixed: int = 0, max_pairs: int = MAX_PAIRS) -> Dropped:

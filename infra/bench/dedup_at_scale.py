@@ -40,6 +40,8 @@ def main() -> None:
 
 def predict(arguments: argparse.Namespace) -> dict[str, object]:
     """Measure both kinds of task, fit them, and add up the tasks of the whole."""
+    for two in (False, True):
+        measure(100_000, arguments.radius, two)  # compiled, or read from the cache, before the clock starts
     own, other = ([measure(size, arguments.radius, two) for size in SIZES] for two in (False, True))
     of_own, of_other = (cost(seconds, arguments.block) for seconds in (own, other))
     blocks = -(-arguments.total // arguments.block)

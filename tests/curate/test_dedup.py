@@ -174,7 +174,9 @@ def test_band_limits_keep_the_pigeonhole():
     [
         (np.zeros(2, np.uint64), 17, None, r"radius = 17: must be 0\.\.16"),
         (np.zeros(2, np.int64), 3, None, "hashes of type int64"),
-        (np.zeros(2, np.uint64), 3, np.zeros(3, np.int64), r"rank of shape \(3,\): must be \(2,\)"),
+        (np.zeros(2, np.uint64), 3, np.zeros(3, np.int64), r"rank of type int64 and shape \(3,\): must be .*\(2,\)"),
+        (np.zeros(2, np.uint64), 3, np.zeros(2), "rank of type float64"),
+        (np.zeros(2, np.uint64), 2.5, None, r"radius = 2\.5: must be"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(hashes, radius, rank, told):

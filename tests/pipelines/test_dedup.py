@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from curate.dedup.relations import NearByHash
+from pipelines import dedup_tasks
 from pipelines.dedup import compare, sources_of
 from pipelines.dedup_index import earlier_entries, publish_entry
 from pipelines.store import Root, commit, publish, table_file
@@ -154,6 +156,50 @@ def test_an_index_of_another_model_is_refused(tmp_path):
     Root(config.root).write_json("tables/features/_run.json", {"models": ["another"], "fragments": {}, "rows": 0})
     with pytest.raises(ValueError, match=r"has embeddings by \['a model'\], this corpus by \['another'\]"):
         earlier_entries(config)
+
+
+NOT_DECODED = ("width_px", "height_px", "sharpness", "entropy_bits", "phash64", "pdq_quality")
+
+
+@pytest.mark.parametrize("settings", [{}, SEMANTIC, {"confirm_pdq_bits": 31}, {"turns": "flips"}])
+def test_nothing_to_compare_is_no_error(settings, tmp_path):
+    broken = [row(at, status="truncated", **dict.fromkeys(NOT_DECODED)) for at in range(3)]
+    gone = [row(at, sha256=row(0)["sha256"]) for at in range(4)]
+    cases = {"no rows": [[]], "none decoded": [broken, []], "all error images": [gone], "one": [broken, [row(9)]]}
+    for name, parts in cases.items():
+        for rows_per_block in (1, 100):
+            config = write_tables(
+                tmp_path / f"{name} {rows_per_block}", parts, **settings, rows_per_block=rows_per_block
+            )
+            rows = [one for part in parts for one in part if one["status"] == "ok"]
+            assert survivors_of(run(config)) == by_brute_force(rows, config.dedup)
+
+
+def test_blocks_are_of_about_equal_size(tmp_path, monkeypatch):
+    """However unequal the files are: one of 900 rows, and nine of 20."""
+    monkeypatch.setattr(dedup_tasks, "KEYS_A_BLOCK", 20)
+    sizes = []
+    make_block = dedup_tasks.make_block
+    monkeypatch.setattr(dedup_tasks, "make_block", lambda *call: sizes.append(make_block(*call)) or sizes[-1])
+    rows = [row(at, width_px=1 + at % 300) for at in range(1080)]
+    parts = [rows[:900], *(rows[at : at + 20] for at in range(900, 1080, 20))]
+    run(write_tables(tmp_path, parts, rows_per_block=270))
+    assert len(sizes) == 4 and sum(sizes) == 1080 and max(sizes) < 400
+
+
+def test_copies_in_the_index_cost_no_square(tmp_path):
+    relation = NearByHash(words_WN=np.zeros((1, 400_000), np.uint64), radius=4)
+    near, best = relation.near_fixed(200_000, 400_000)
+    assert len(near) == 200_000 and not best.any()
+
+
+def test_the_spelling_of_a_root_does_not_make_it_another_corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = write_tables(tmp_path / "a", [random_rows(1, 30)], index=str(tmp_path / "index"))
+    before = published(config)
+    again = replace(config, root="./a")
+    assert earlier_entries(again) == []
+    assert published(again) == before
 
 
 def test_settings_that_cannot_hold_together_are_refused():
