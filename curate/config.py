@@ -148,6 +148,8 @@ class DedupConfig:
     """Flatter pictures match everything and are left out of perceptual matching, 0..8."""
     error_image_captions: int = 8
     """The same bytes under this many different captions are an error image: none survives."""
+    error_image_urls: int = 100
+    """So are the same bytes at this many different URLs."""
     semantic_eps: float | None = 0.05
     """Cosine above 1 - eps is the same picture; null switches the semantic step off."""
     semantic_clusters: int | None = None
@@ -176,6 +178,7 @@ class DedupConfig:
         eps_ok = self.semantic_eps is None or 0 < self.semantic_eps < 1
         require(eps_ok, "dedup.semantic_eps", self.semantic_eps, "must be above 0 and below 1, or null")
         require(self.error_image_captions > 1, "dedup.error_image_captions", self.error_image_captions, "must be >= 2")
+        require(self.error_image_urls > 1, "dedup.error_image_urls", self.error_image_urls, "must be >= 2")
         clusters_ok = self.semantic_clusters is None or self.semantic_clusters > 0
         require(clusters_ok, "dedup.semantic_clusters", self.semantic_clusters, "must be at least 1, or null")
         for name in ("semantic_sample", "semantic_nearest", "rows_per_block", "rows_per_group"):

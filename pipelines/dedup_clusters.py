@@ -173,10 +173,14 @@ class NearInClusters:
         return [(self.groups, group, shared, *others) for group in range(self.groups.count)]
 
 
-def at_most_of(found: Any, limit: int) -> np.ndarray | None:
-    """Return all pairs, or None where a group, or all together, have more than `limit`."""
-    pieces = list(found)
-    return None if any(piece is None for piece in pieces) else at_most(pieces, limit)
+def at_most_of(found: Iterator[np.ndarray | None], limit: int) -> np.ndarray | None:
+    """Return all pairs, or None as soon as a group, or all so far together, have more than `limit`."""
+    kept: list[np.ndarray] = [np.empty((0, 2), np.int32)]
+    for piece in found:
+        if piece is None or sum(map(len, kept)) + len(piece) > limit:
+            return None
+        kept.append(piece)
+    return np.concatenate(kept)
 
 
 class _Part:

@@ -104,7 +104,9 @@ def read_index(file: str, columns: Sequence[str]) -> pa.Table:
         if wanted not in rows.column_names:
             raise ValueError(f"{file}: no column {wanted}: run dedup of its corpus again")
     empty = pa.array([""] * len(rows), pa.string())
-    told = rows.select([*columns, "sha256"]).append_column("source", empty).append_column("caption", empty)
+    told = rows.select([*columns, "sha256"])
+    for name in ("source", "url", "caption"):
+        told = told.append_column(name, empty)
     return told.append_column("caption_fine", pa.array([True] * len(rows), pa.bool_())).replace_schema_metadata(None)
 
 

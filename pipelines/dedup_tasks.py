@@ -80,7 +80,7 @@ def read_rows(config: CurationConfig, source: Source, columns: Sequence[str]) ->
     same = samples["uid"] == features["uid"] and len(samples) == len(captions)
     assert same, f"{source.fragment}: the tables differ"
     rows = features.append_column("caption_fine", captions["caption_reason"].is_null())
-    for name in ("source", "sha256", "caption"):
+    for name in ("source", "url", "sha256", "caption"):
         rows = rows.append_column(name, samples[name])
     return rows.replace_schema_metadata(None)
 
@@ -125,7 +125,7 @@ def describe(config: CurationConfig, number: int, source: Source, cut_keys: np.n
 
 def find_errors(config: CurationConfig, by_bytes: list[Parts], part: int) -> np.ndarray:
     """Return fragment, row and cluster of the error images among one part of all bytes."""
-    found, first = rec.error_images(read_part(Root(config.root), by_bytes, part), config.dedup.error_image_captions)
+    found, first = rec.error_images(read_part(Root(config.root), by_bytes, part), config.dedup)
     errors = np.zeros(len(found), [("fragment", "i4"), ("row", "i4"), ("cluster", "u8", 2)])
     errors["fragment"], errors["row"], errors["cluster"] = found["fragment"], found["row"], first
     return errors

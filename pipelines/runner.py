@@ -168,7 +168,7 @@ class Pool:
 
         self._ray, self._max_tasks = ray, max_tasks
         nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-        self.node_cpus = max(1, int(min(nodes)))
+        self.node_cpus = max(1, int(min(filter(None, nodes), default=1)))
         self.cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def share(self, value: Any) -> Any:

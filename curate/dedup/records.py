@@ -15,9 +15,11 @@ MIN_PDQ_QUALITY = 50
 FLIPS = 3
 """The first of the seven turned pictures are the flips and the half turn."""
 
-SAMPLE_COLUMNS = ["uid", "source", "sha256", "caption"]
+SAMPLE_COLUMNS = ["uid", "source", "url", "sha256", "caption"]
 FEATURE_COLUMNS = ["uid", "status", "width_px", "height_px", "phash64", "entropy_bits", "sharpness"]
-BYTES = np.dtype([("sha", "u8", 4), ("caption", "u8"), ("uid", "u8", 2), ("fragment", "i4"), ("row", "i4")])
+BYTES = np.dtype(
+    [("sha", "u8", 4), ("caption", "u8"), ("url", "u8"), ("uid", "u8", 2), ("fragment", "i4"), ("row", "i4")]
+)
 """What finds error images."""
 
 
@@ -56,13 +58,14 @@ def records(
     area_px = rows["width_px"].to_numpy().astype(np.int64) * rows["height_px"].to_numpy()
     fine = rows["caption_fine"].to_numpy(zero_copy_only=False)
     made["key"] = ranking.keys(made["evaluation"] | ahead, area_px, rows["sharpness"].to_numpy(), fine)
+    made["key"][made["evaluation"]] = 0  # ahead of earlier corpora, too
     _fill_hashes(made, rows, config)
     by_bytes = np.zeros(len(rows), BYTES)
     for name in ("sha", "uid", "fragment", "row"):
         by_bytes[name] = made[name]
-    by_bytes["caption"] = pd.util.hash_array(
-        rows["caption"].fill_null("").to_numpy(zero_copy_only=False), categorize=False
-    )
+    for name in ("caption", "url"):
+        text = rows[name].fill_null("").to_numpy(zero_copy_only=False)
+        by_bytes[name] = pd.util.hash_array(text, categorize=False)
     return made, by_bytes[~made["evaluation"]]
 
 
@@ -109,25 +112,26 @@ def hex_of_words(words: np.ndarray) -> np.ndarray:
     return np.array([text[at : at + digits] for at in range(0, len(text), digits)], dtype=f"U{digits}")
 
 
-def error_images(by_bytes: np.ndarray, least_captions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows whose bytes come under `least_captions` or more different captions, and their first uid.
+def error_images(by_bytes: np.ndarray, config: DedupConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows whose bytes come under too many different captions or URLs, and their first uid.
 
-    Captions are compared by a 64-bit hash. Both are in the order of the bytes, then of the uid; the
-    uid is uint64 (E, 2), the smallest with those bytes.
+    Captions and URLs are compared by a 64-bit hash. Both are in the order of the bytes, then of the uid;
+    the uid is uint64 (E, 2), the smallest with those bytes.
     """
     first = first_equal([by_bytes["sha"][:, 0]])  # rules out nearly all; the rest are compared in full
-    often = by_bytes[np.bincount(first, minlength=len(first))[first] >= least_captions]
-    return _by_captions(often, least_captions)
-
-
-def _by_captions(often: np.ndarray, least_captions: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((often["uid"][:, 1], often["uid"][:, 0], *often["sha"].T[::-1]))
-    ordered = often[order]
+    least = min(config.error_image_captions, config.error_image_urls)
+    often = by_bytes[np.bincount(first, minlength=len(first))[first] >= least]
+    ordered = often[np.lexsort((often["uid"][:, 1], often["uid"][:, 0], *often["sha"].T[::-1]))]
     starts = np.flatnonzero(np.r_[True, (ordered["sha"][1:] != ordered["sha"][:-1]).any(axis=1)][: len(ordered)])
     group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(ordered)]))
-    by_caption = np.lexsort((ordered["caption"], group))
-    caption, owner = ordered["caption"][by_caption], group[by_caption]
-    is_new = np.ones(len(owner), bool)
-    is_new[1:] = (owner[1:] != owner[:-1]) | (caption[1:] != caption[:-1])
-    is_error = np.bincount(owner[is_new], minlength=len(starts))[group] >= least_captions
+    captions, urls = (_different(ordered[name], group) for name in ("caption", "url"))
+    is_error = ((captions >= config.error_image_captions) | (urls >= config.error_image_urls))[group]
     return ordered[is_error], ordered["uid"][starts[group]][is_error]
+
+
+def _different(value: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Return how many different values each group has, int64 (groups,); the groups are in a row."""
+    order = np.lexsort((value, group))
+    is_new = np.ones(len(value), bool)
+    is_new[1:] = (group[order][1:] != group[order][:-1]) | (value[order][1:] != value[order][:-1])
+    return np.bincount(group[order][is_new])

@@ -94,7 +94,7 @@ def _columns(hashes: np.ndarray, first: int) -> dict[str, dict[str, pa.Array]]:
     text = pa.array([f"a caption of some words {at}" for at in range(first, first + count)])
     constant = {"source": pa.array(["crawl"] * count), "status": pa.array(["ok"] * count)}
     return {
-        "samples": {"uid": uid, "source": constant["source"], "sha256": sha256, "caption": text},
+        "samples": {"uid": uid, "url": text, "source": constant["source"], "sha256": sha256, "caption": text},
         "captions": {"uid": uid, "caption_reason": pa.nulls(count, pa.string())},
         "features": {"uid": uid, "status": constant["status"], "phash64": pa.array(hashes), **numbers},
     }

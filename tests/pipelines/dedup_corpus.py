@@ -38,6 +38,7 @@ def row(number: int, **said: Any) -> dict[str, Any]:
         "source": "crawl",
         "sha256": hashlib.sha256(f"bytes {number}".encode()).hexdigest(),
         "caption": f"caption {number}",
+        "url": f"https://site.example/{number}.jpg",
         "status": "ok",
         "width_px": 100,
         "height_px": 100,
@@ -104,7 +105,7 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
     features = {name: column(name, kind) for name, kind in kinds.items()}
     features["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embedding), DIM)
     return {
-        "samples": pa.table({name: column(name, text) for name in ("uid", "source", "sha256", "caption")}),
+        "samples": pa.table({name: column(name, text) for name in ("uid", "source", "url", "sha256", "caption")}),
         "captions": pa.table({name: column(name, text) for name in ("uid", "caption_reason")}),
         "features": pa.table(features),
     }
@@ -113,12 +114,15 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
 def by_brute_force(rows: list[dict[str, Any]], config: DedupConfig) -> dict[str, str | None]:
     """Return the survivor's uid for each uid: greedy over all pairs, error images first."""
     captions: dict[str, set] = {}
+    urls: dict[str, set] = {}
     for one in rows:
         captions.setdefault(one["sha256"], set()).add(one["caption"])
+        urls.setdefault(one["sha256"], set()).add(one["url"])
     kept: list[dict[str, Any]] = []
     survivor: dict[str, str | None] = {}
     for one in sorted(rows, key=place):
-        if len(captions[one["sha256"]]) >= config.error_image_captions:
+        by_caption = len(captions[one["sha256"]]) >= config.error_image_captions
+        if by_caption or len(urls[one["sha256"]]) >= config.error_image_urls:
             survivor[one["uid"]] = None
             continue
         near = [other["uid"] for other in kept if is_near(one, other, config)]

@@ -44,6 +44,7 @@ CASES = {
     "confirmed": {"confirm_pdq_bits": 31},
     "turned": {"turns": "all", "rows_per_block": 90},
     "error images": {"error_image_captions": 2},
+    "error images by URL": {"error_image_captions": 99, "error_image_urls": 3},
 }
 
 
