@@ -37,8 +37,9 @@ ROWS_PER_CLUSTER = 20_000
 def dedup(runner: Runner) -> list[Report]:
     """Compare every decoded sample with every other one."""
     config, root = runner.config, runner.root
-    features, entries = fragments(root, "features"), earlier_entries(config)
-    made_from = [fragments(root, "samples"), fragments(root, "captions"), features, VERSION]
+    samples, captions, features = (fragments(root, name) for name in ("samples", "captions", "features"))
+    entries = earlier_entries(config)
+    made_from = [samples, captions, features, VERSION]
     made_from += [[entry.digest for entry in entries], tasks.evaluation_sources(config)]
     whole = Fragment(name="all", made_from=made_from, arguments=sources_of(config, entries))
     _warn(config, manifest(root, "features")["rows"])
