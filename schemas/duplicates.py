@@ -16,7 +16,11 @@ SCHEMA = table(
             pa.string(),
             "uid of the cluster's survivor; for error images the smallest uid with their bytes",
         ),
-        column("survivor_uid", pa.string(), "the survivor near this sample; itself where it survives or is of an evaluation set; null: none does"),
+        column(
+            "survivor_uid",
+            pa.string(),
+            "the survivor near this sample; itself where it survives or is of an evaluation set; null: none does",
+        ),
         column("kind", pa.string(), "exact, perceptual, semantic, error_image or eval_set; null where it survives"),
         column("distance", pa.float32(), "bits for perceptual, 1 - cosine for semantic, 0 for exact"),
         column("is_survivor", pa.bool_(), "kept by dedup"),
