@@ -146,6 +146,8 @@ class DedupConfig:
     """Whether a mirrored or half-turned picture (flips), or one turned by a quarter as well (all), is the same."""
     min_entropy_bits: float = 2.0
     """Flatter pictures match everything and are left out of perceptual matching, 0..8."""
+    max_text_share: float = 0.8
+    """Pictures of which more is lines of text, 0..1, look alike as hashes and are left out of them, too."""
     error_image_captions: int = 8
     """The same bytes under this many different captions are an error image: none survives."""
     error_image_urls: int = 100
@@ -177,6 +179,10 @@ class DedupConfig:
         require(not both, "dedup.turns", self.turns, "PDQ of turned pictures is not kept: set confirm_pdq_bits: null")
         eps_ok = self.semantic_eps is None or 0 < self.semantic_eps < 1
         require(eps_ok, "dedup.semantic_eps", self.semantic_eps, "must be above 0 and below 1, or null")
+        share_ok = 0 <= self.max_text_share <= 1
+        require(share_ok, "dedup.max_text_share", self.max_text_share, "must be 0..1; 1 leaves none out")
+        entropy_ok = 0 <= self.min_entropy_bits <= 8
+        require(entropy_ok, "dedup.min_entropy_bits", self.min_entropy_bits, "must be 0..8; 0 leaves none out")
         require(self.error_image_captions > 1, "dedup.error_image_captions", self.error_image_captions, "must be >= 2")
         require(self.error_image_urls > 1, "dedup.error_image_urls", self.error_image_urls, "must be >= 2")
         clusters_ok = self.semantic_clusters is None or self.semantic_clusters > 0

@@ -10,38 +10,42 @@ import numpy as np
 
 TERMS = ("earlier", "resolution", "technical quality", "caption", "uid")
 QUALITY_BITS = 24
-MAX_AREA_PX = (1 << 39) - 1
+AREA_BITS = 38
+MAX_AREA_PX = (1 << AREA_BITS) - 1
 
 
 def keys(ahead: np.ndarray, area_px: np.ndarray, sharpness: np.ndarray, caption_is_fine: np.ndarray) -> np.ndarray:
-    """Return the policy without the uid, uint64 (N, 2), smaller is better, compared from left to right.
+    """Return the policy without the uid, uint64 (N,), smaller is better.
 
-    The first word holds whether it is ahead (1 bit), the area (39) and the sharpness (24) in tenths,
-    so that rounding noise does not decide; the second the caption.
+    From the highest bit: whether it is ahead (1 bit), the area (38), the sharpness (24) in tenths,
+    so that rounding noise does not decide, and the caption (1).
     """
     tenths = np.clip(np.round(np.nan_to_num(sharpness) * 10), 0, (1 << QUALITY_BITS) - 1).astype(np.uint64)
     worse_quality = np.uint64((1 << QUALITY_BITS) - 1) - tenths
     worse_area = np.uint64(MAX_AREA_PX) - np.clip(area_px, 0, MAX_AREA_PX).astype(np.uint64)
-    first = (~ahead).astype(np.uint64) << np.uint64(63) | worse_area << np.uint64(QUALITY_BITS) | worse_quality
-    return np.stack([first, (~caption_is_fine).astype(np.uint64)], axis=1)
+    made = (~ahead).astype(np.uint64) << np.uint64(AREA_BITS) | worse_area
+    made = made << np.uint64(QUALITY_BITS) | worse_quality
+    return made << np.uint64(1) | (~caption_is_fine).astype(np.uint64)
 
 
-def order(keys_N2: np.ndarray, uid_N2: np.ndarray) -> np.ndarray:
+def is_ahead(keys: np.ndarray) -> np.ndarray:
+    """Return which keys are of samples ahead of everything, bool (N,)."""
+    return keys >> np.uint64(63) == 0
+
+
+def order(keys: np.ndarray, uid_N2: np.ndarray) -> np.ndarray:
     """Return the positions from best to worst, int64 (N,); `uid_N2` is uint64 (N, 2), the uid's 128 bits."""
-    by_first = np.argsort(keys_N2[:, 0])
-    ordered = keys_N2[by_first, 0]
+    by_key = np.argsort(keys)
+    ordered = keys[by_key]
     same = ordered[1:] == ordered[:-1]
     tied = np.flatnonzero(np.r_[False, same] | np.r_[same, False]) if len(ordered) else np.empty(0, np.int64)
-    rows = by_first[tied]
-    ties = (uid_N2[rows, 1], uid_N2[rows, 0], keys_N2[rows, 1], keys_N2[rows, 0])
-    by_first[tied] = rows[np.lexsort(ties)]
-    return by_first
+    rows = by_key[tied]
+    by_key[tied] = rows[np.lexsort((uid_N2[rows, 1], uid_N2[rows, 0], keys[rows]))]
+    return by_key
 
 
-def won_by(winner_N2: np.ndarray, loser_N2: np.ndarray) -> np.ndarray:
-    """Return the place in TERMS of the first term by which each winner is ahead of its loser, int8 (N,)."""
-    difference = winner_N2[:, 0] ^ loser_N2[:, 0]
-    first = np.select(
-        [difference >> np.uint64(63) > 0, difference >> np.uint64(QUALITY_BITS) > 0, difference > 0], [0, 1, 2], 4
-    )
-    return np.where((first == 4) & (winner_N2[:, 1] != loser_N2[:, 1]), 3, first).astype(np.int8)
+def won_by(winner: np.ndarray, loser: np.ndarray) -> np.ndarray:
+    """Return the place in TERMS of the first term by which each winner's key is ahead of its loser's, int8 (N,)."""
+    difference = winner ^ loser
+    differs = [difference >> np.uint64(bits) > 0 for bits in (63, 1 + QUALITY_BITS, 1, 0)]
+    return np.select(differs, range(len(differs)), len(differs)).astype(np.int8)

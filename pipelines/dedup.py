@@ -17,7 +17,7 @@ from curate.config import CurationConfig
 from curate.dedup.survivors import Dropped, survivors
 from pipelines import dedup_tasks as tasks
 from pipelines.command import run_step
-from pipelines.dedup_blocks import BY_BYTES, BY_HASH, SCRATCH, Blocks, NearInBlocks
+from pipelines.dedup_blocks import SCRATCH, Blocks, NearInBlocks
 from pipelines.dedup_clusters import (
     SAMPLES_A_CLUSTER,
     NearInClusters,
@@ -76,33 +76,37 @@ def compare(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows
     root = Root(config.root)
     root.remove(SCRATCH, recursive=True)
     withdraw_entry(config)
-    blocks, fixed, errors = _read(config, pool, sources, rows)
-    relations: list[Any] = [NearInBlocks(kind=kind, blocks=blocks, pool=pool) for kind in (BY_BYTES, BY_HASH)]
+    blocks, fixed, sifted = _read(config, pool, sources, rows)
+    relations: list[Any] = [NearInBlocks(blocks=blocks, pool=pool)]
     clusters = _clusters(config, pool, sources, blocks)
     relations += [clusters] if clusters else []
     found = survivors(relations, int(blocks.starts[-1]), fixed, config.dedup.max_pairs)
-    made = _write(config, pool, sources, blocks, errors, found, clusters)
+    made = _write(config, pool, sources, blocks, sifted, found, clusters)
     root.remove(SCRATCH, recursive=True)
     return made
 
 
-def _read(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows: int) -> tuple[Blocks, int, np.ndarray]:
-    """Order all samples by rank and cut them into blocks; returns how many are ahead, and the error images left out."""
+def _read(
+    config: CurationConfig, pool: Any, sources: list[tasks.Source], rows: int
+) -> tuple[Blocks, int, list[tasks.Sifted]]:
+    """Bring equal bytes together, then order what is left by rank in blocks; returns how many are ahead."""
     num_blocks = max(1, -(-rows // config.dedup.rows_per_block))
     step = max(1, rows // (num_blocks * tasks.KEYS_A_BLOCK))
     drawn = pool.map(tasks.sample_keys, [(config, source, step) for source in sources]) if num_blocks > 1 else ()
-    cuts = tasks.cuts(np.concatenate([np.empty(0, "S32"), *drawn]), num_blocks)
+    cuts = tasks.cuts(np.concatenate([np.empty(0, "S24"), *drawn]), num_blocks)
     num_blocks = len(cuts) + 1
-    parts = max(num_blocks, pool.cpus)
-    calls = [(config, number, source, cuts, parts) for number, source in enumerate(sources)]
-    described = list(pool.map(tasks.describe, calls))
+    parts = max(pool.cpus, -(-rows // tasks.ROWS_A_PART))
+    described = list(pool.map(tasks.describe, [(config, at, source, parts) for at, source in enumerate(sources)]))
     by_bytes = pool.share([made.by_bytes for made in described])
-    errors = np.concatenate(list(pool.map(tasks.find_errors, [(config, by_bytes, part) for part in range(parts)])))
-    by_rank, shared = pool.share([made.by_rank for made in described]), pool.share(errors)
-    sizes = list(pool.map(tasks.make_block, [(config, by_rank, shared, block) for block in range(num_blocks)]))
+    calls = [(config, by_bytes, part, cuts, len(sources)) for part in range(parts)]
+    sifted = list(pool.map(tasks.sift, calls))
+    Root(config.root).remove(f"{SCRATCH}/bytes", recursive=True)
+    shared, width = pool.share(sifted), pool.node_cpus
+    sizes = list(pool.map(tasks.make_block, [(config, shared, block, width) for block in range(num_blocks)], width))
+    Root(config.root).remove(f"{SCRATCH}/rank", recursive=True)
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    blocks = Blocks(root=config.root, config=config.dedup, starts=starts, threads=pool.node_cpus)
-    return blocks, sum(made.ahead for made in described), errors
+    blocks = Blocks(root=config.root, config=config.dedup, starts=starts, threads=width)
+    return blocks, sum(made.ahead for made in described), sifted
 
 
 def _clusters(config: CurationConfig, pool: Any, sources: list[tasks.Source], blocks: Blocks) -> NearInClusters | None:
@@ -119,7 +123,7 @@ def _write(
     pool: Any,
     sources: list[tasks.Source],
     blocks: Blocks,
-    errors: np.ndarray,
+    sifted: list[tasks.Sifted],
     found: Dropped,
     clusters: NearInClusters | None,
 ) -> Made:
@@ -127,16 +131,14 @@ def _write(
     dropped, kept, by = found.row, found.survivor, found.by
     one_minus_cosine = np.full(len(dropped), np.nan)
     if clusters is not None:
-        semantic = by == len((BY_BYTES, BY_HASH))
-        one_minus_cosine[semantic] = clusters.distance(dropped[semantic], kept[semantic])
-    calls = []
-    for block, rows in blocks.of(dropped):
-        at = slice(*np.searchsorted(dropped, [rows[0], rows[-1] + 1]))
-        calls.append((blocks, block, rows, kept[at], by[at], one_minus_cosine[at], len(sources)))
-    explained = pool.share(list(pool.map(tasks.explain, calls)))
-    shared = pool.share(errors)
+        one_minus_cosine[by == 1] = clusters.distance(dropped[by == 1], kept[by == 1])
+    edges, calls = np.searchsorted(dropped, blocks.starts), []
+    for block in range(len(blocks)):
+        at = slice(edges[block], edges[block + 1])
+        calls.append((blocks, block, dropped[at], kept[at], by[at], one_minus_cosine[at], len(sources)))
+    said = pool.share([made.errors for made in sifted] + list(pool.map(tasks.explain, calls)))
     to_write = [
-        (config, number, source, explained, shared, cluster_file(number) if clusters else "")
+        (config, number, source, said, cluster_file(number) if clusters else "")
         for number, source in enumerate(sources)
         if not source.in_index
     ]

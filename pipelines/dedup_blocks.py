@@ -15,7 +15,6 @@ from curate.dedup.relations import NearByHash
 from pipelines.store import Root
 
 SCRATCH = "dedup_scratch"
-BY_BYTES, BY_HASH = "bytes", "hash"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +47,12 @@ class Blocks:
         kind = dtype(self.config)[name]
         columns = []
         for block, rows in parts:
-            column = np.frombuffer(root.read(column_file(block, name)), kind.base).reshape(-1, *kind.shape)
+            column = np.frombuffer(root.view(column_file(block, name)), kind.base).reshape(-1, *kind.shape)
             columns.append(column if len(rows) == len(column) else column[rows - self.starts[block]])
-        return columns[0] if len(columns) == 1 else np.concatenate(columns)
+        return columns[0] if len(columns) == 1 else np.concatenate([np.empty((0, *kind.shape), kind.base), *columns])
 
-    def near_by(self, kind: str, parts: Sequence[tuple[int, np.ndarray]]) -> NearByHash:
+    def near_by(self, parts: Sequence[tuple[int, np.ndarray]]) -> NearByHash:
         """Return the relation over the given rows of blocks, counted from 0."""
-        if kind == BY_BYTES:
-            words = np.ascontiguousarray(self.load("sha", parts).T)
-            return NearByHash(words_WN=words, radius=0, threads=self.threads)
         turned = confirm = None
         if self.config.turns != "none":
             turned = np.ascontiguousarray(self.load("turned", parts).T)
@@ -81,39 +77,39 @@ def write_block(config: CurationConfig, block: int, records: np.ndarray) -> None
     """Write the columns of one block's records, which are in the order of their rank."""
     root = Root(config.root)
     for name in records.dtype.names or ():
-        root.write(column_file(block, name), records[name].tobytes(), durable=False)
+        column = np.ascontiguousarray(records[name]).reshape(-1).view(np.uint8)
+        root.write(column_file(block, name), column.data, durable=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearInBlocks:
     """The relation over all rows; each pair of blocks is a task."""
 
-    kind: str
     blocks: Blocks
     pool: Any
 
     def near_any(self, first: int, last: int) -> np.ndarray:
         is_near, blocks = np.zeros(last - first, bool), range(len(self.blocks))
-        calls = [(self.blocks, self.kind, first, last, i, j) for i in blocks for j in blocks if j >= i]
+        calls = [(self.blocks, first, last, i, j) for i in blocks for j in blocks if j >= i]
         for near in self.pool.map(_met, calls, self.blocks.threads):
             is_near[near - first] = True
         return first + np.flatnonzero(is_near)
 
     def near_fixed(self, fixed: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         blocks = range(len(self.blocks))
-        calls = [(self.blocks, self.kind, fixed, last, i, j) for i in blocks for j in blocks
+        calls = [(self.blocks, fixed, last, i, j) for i in blocks for j in blocks
                  if self.blocks.starts[i + 1] > fixed > self.blocks.starts[j]]  # fmt: skip
         return best_of(self.pool.map(_near_fixed, calls, self.blocks.threads))
 
     def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
         if len(rows) > self.blocks.config.rows_per_block:
             return None
-        calls = [(self.blocks, self.kind, list(self.blocks.of(rows)), limit)] if len(rows) else []
+        calls = [(self.blocks, list(self.blocks.of(rows)), limit)] if len(rows) else []
         found = list(self.pool.map(_pairs, calls, self.blocks.threads))
         return found[0] if found else np.empty((0, 2), np.int32)
 
     def nearest(self, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        calls = [(self.blocks, self.kind, left, right)
+        calls = [(self.blocks, left, right)
                  for left in self.blocks.of(of) for right in self.blocks.of(among)]  # fmt: skip
         return best_of(self.pool.map(_nearest, calls, self.blocks.threads))
 
@@ -127,27 +123,27 @@ def best_of(found: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray,
     return row[once], near[once]
 
 
-def _met(blocks: Blocks, kind: str, first: int, last: int, i: int, j: int) -> np.ndarray:
+def _met(blocks: Blocks, first: int, last: int, i: int, j: int) -> np.ndarray:
     """Return the rows in first..last - 1 that may be near another one: of one block among themselves, or of two."""
     left, right = blocks.between(i, first, last), blocks.between(j, first, last)
-    relation = blocks.near_by(kind, [(i, left)] if i == j else [(i, left), (j, right)])
+    relation = blocks.near_by([(i, left)] if i == j else [(i, left), (j, right)])
     if i == j:
         return left[relation.marked(np.arange(len(left)))]
     return np.concatenate([left, right])[relation.met(np.arange(len(left)), len(left) + np.arange(len(right)))]
 
 
-def _near_fixed(blocks: Blocks, kind: str, fixed: int, last: int, i: int, j: int) -> tuple[np.ndarray, np.ndarray]:
-    return _nearest(blocks, kind, (i, blocks.between(i, fixed, last)), (j, blocks.between(j, 0, fixed)))
+def _near_fixed(blocks: Blocks, fixed: int, last: int, i: int, j: int) -> tuple[np.ndarray, np.ndarray]:
+    return _nearest(blocks, (i, blocks.between(i, fixed, last)), (j, blocks.between(j, 0, fixed)))
 
 
-def _pairs(blocks: Blocks, kind: str, parts: list[tuple[int, np.ndarray]], limit: int) -> np.ndarray | None:
-    relation = blocks.near_by(kind, parts)
+def _pairs(blocks: Blocks, parts: list[tuple[int, np.ndarray]], limit: int) -> np.ndarray | None:
+    relation = blocks.near_by(parts)
     return relation.pairs(np.arange(sum(len(rows) for _, rows in parts)), limit)
 
 
-def _nearest(blocks: Blocks, kind: str, left: tuple[int, np.ndarray], right: tuple[int, np.ndarray]) -> Any:
+def _nearest(blocks: Blocks, left: tuple[int, np.ndarray], right: tuple[int, np.ndarray]) -> Any:
     """Return the rows of the left block that are near one of the right, and the best one for each."""
-    relation = blocks.near_by(kind, [left, right])
+    relation = blocks.near_by([left, right])
     count = len(left[1])
     near, best = relation.nearest(np.arange(count), count + np.arange(len(right[1])))
     return left[1][near], right[1][best - count]

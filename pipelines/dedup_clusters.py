@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from curate import sample
 from curate.config import CurationConfig, DedupConfig
-from curate.dedup.records import fixed_size, words_of_hex
+from curate.dedup.records import fixed_size
 from curate.dedup.relations import NONE, at_most
+from curate.dedup.text_columns import words_of_hex
 from pipelines.dedup_blocks import SCRATCH, best_of
 from pipelines.dedup_tasks import Source, read_rows
 from pipelines.shuffle import Parts, read_part, write_parts

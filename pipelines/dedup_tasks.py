@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate import ranking, sample
+from curate import ranking
 from curate.config import CurationConfig
 from curate.dedup import records as rec
-from pipelines.dedup_blocks import BY_BYTES, BY_HASH, SCRATCH, Blocks, write_block
+from curate.dedup import same_bytes
+from curate.dedup.text_columns import hex_of_words, words_of_hex
+from pipelines.dedup_blocks import SCRATCH, Blocks, write_block
 from pipelines.dedup_index import read_index, write_index
-from pipelines.shuffle import Parts, read_part, write_parts
+from pipelines.shuffle import Parts, gather, read_part, write_parts
 from pipelines.store import Root, Written, parquet_bytes, table_file
 from schemas.column import conform
 from schemas.duplicates import SCHEMA
@@ -27,10 +29,14 @@ EXACT, PERCEPTUAL, SEMANTIC, EVAL_SET, ERROR_IMAGE = KINDS = (
     "eval_set",
     "error_image",
 )
-COUNTED = ("survivors", *KINDS, "flat")
+COUNTED = ("survivors", *KINDS, *rec.LEFT_OUT)
 KEYS_A_BLOCK = 1000
-VERDICT = np.dtype([("row", "i4"), ("survivor", "u8", 2), ("kind", "i1"), ("distance", "f4"), ("won_by", "i1")])
-PLACE = np.dtype([("row", "i4"), ("place", "i8")])
+ROWS_A_PART = 1_250_000
+VERDICT = np.dtype(
+    [("row", "i4"), ("kind", "i1"), ("won_by", "i1"), ("distance", "f4"), ("survivor", "u8", 2)], align=True
+)
+COPY = np.dtype([("of", "i8"), ("key", "u8"), ("fragment", "i4"), ("row", "i4")])
+PLACE = np.dtype([("row", "i8"), ("place", "i8")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +49,22 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """A source's records, written by place in the ranking and by bytes."""
+    """A source's records by their bytes."""
 
-    by_rank: Parts
     by_bytes: Parts
     ahead: int
     """Records before every other one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sifted:
+    """A part of all records without error images and copies, by place in the ranking."""
+
+    by_rank: Parts
+    copies: Parts
+    """By the place of what stands for them."""
+    errors: Parts
+    """Verdicts, by fragment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,35 +81,30 @@ def evaluation_sources(config: CurationConfig) -> list[str]:
     return sorted(web + [source.name for source in config.dumps if source.evaluation])
 
 
-def read_rows(config: CurationConfig, source: Source, columns: Sequence[str]) -> pa.Table:
-    """Return what dedup compares of a source's samples, `columns` of its features among it."""
+def read_rows(
+    config: CurationConfig, source: Source, columns: Sequence[str], more: Sequence[str] = rec.SAMPLE_COLUMNS
+) -> pa.Table:
+    """Return what dedup compares of a source's samples: `columns` of its features, `more` of samples."""
     if source.in_index:
         return read_index(source.fragment, columns)
     root = Root(config.root)
-    samples = root.read_table(table_file("samples", source.fragment), rec.SAMPLE_COLUMNS)
+    samples = root.read_table(table_file("samples", source.fragment), ["uid", *more])
     captions = root.read_table(table_file("captions", source.fragment), ["caption_reason"])
-    try:
-        features = root.read_table(table_file("features", source.fragment), list(columns))
-    except pa.ArrowInvalid as error:
-        file = table_file("features", source.fragment)
-        raise ValueError(f"{file}: {str(error).splitlines()[0]}: remove the file and embed again") from error
-    same = samples["uid"] == features["uid"] and len(samples) == len(captions)
+    rows = root.read_table(table_file("features", source.fragment), columns)
+    same = samples["uid"] == rows["uid"] and len(samples) == len(captions)
     assert same, f"{source.fragment}: the tables differ"
-    rows = features.append_column("caption_fine", captions["caption_reason"].is_null())
-    for name in ("source", "url", "sha256", "caption"):
+    rows = rows.append_column("caption_fine", captions["caption_reason"].is_null())
+    for name in more:
         rows = rows.append_column(name, samples[name])
     return rows.replace_schema_metadata(None)
 
 
-def _records(config: CurationConfig, number: int, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    rows = read_rows(config, source, rec.feature_columns(config.dedup))
-    return rec.records(rows, number, source.in_index, tuple(evaluation_sources(config)), config.dedup)
-
-
 def sample_keys(config: CurationConfig, source: Source, step: int) -> np.ndarray:
-    """Return the keys of rank of each `step`-th of a source's samples, bytes (K,)."""
-    made, _ = _records(config, 0, source)
-    return _keys(made[::step])
+    """Return the key and uid of each `step`-th of a source's samples, bytes (K,)."""
+    rows = read_rows(config, source, rec.RANK_COLUMNS, ["source"])
+    rows = rows.take(pa.array(rec.decoded(rows)[::step]))
+    keys, _ = rec.rank_keys(rows, source.in_index, tuple(evaluation_sources(config)))
+    return _sortable(keys, words_of_hex(rows["uid"], 32))
 
 
 def cuts(keys: np.ndarray, blocks: int) -> np.ndarray:
@@ -104,48 +115,62 @@ def cuts(keys: np.ndarray, blocks: int) -> np.ndarray:
     return ordered[[at * len(ordered) // blocks for at in range(1, blocks)]]
 
 
-def _keys(made: np.ndarray) -> np.ndarray:
-    words = np.concatenate([made["key"], made["uid"]], axis=1)
-    return np.frombuffer(np.ascontiguousarray(words).astype(">u8").tobytes(), "S32")
+def _sortable(keys: np.ndarray, uid_N2: np.ndarray) -> np.ndarray:
+    words = np.concatenate([keys[:, None], uid_N2], axis=1)
+    return np.frombuffer(np.ascontiguousarray(words).astype(">u8").tobytes(), "S24")
 
 
-def describe(config: CurationConfig, number: int, source: Source, cut_keys: np.ndarray, parts: int) -> Described:
-    """Write a source's records for whoever orders them."""
+def describe(config: CurationConfig, number: int, source: Source, parts: int) -> Described:
+    """Write a source's records by their bytes."""
+    rows = read_rows(config, source, rec.feature_columns(config.dedup))
+    made = rec.records(rows, number, source.in_index, tuple(evaluation_sources(config)), config.dedup)
+    part = (made["sha"][:, 0] % np.uint64(parts)).astype(np.int64)
+    written = write_parts(Root(config.root), f"{SCRATCH}/bytes/{number}.bin", made, part, parts)
+    return Described(by_bytes=written, ahead=int(ranking.is_ahead(made["key"]).sum()))
+
+
+def sift(config: CurationConfig, by_bytes: list[Parts], part: int, cut_keys: np.ndarray, fragments: int) -> Sifted:
+    """Set the error images and the copies of one part aside, and write the rest for whoever orders it."""
     root, blocks = Root(config.root), len(cut_keys) + 1
-    made, by_bytes = _records(config, number, source)
-    block = np.searchsorted(cut_keys, _keys(made), side="right") if blocks > 1 else np.zeros(len(made), np.int64)
-    by_bytes = by_bytes[:0] if source.in_index else by_bytes
-    part = (by_bytes["sha"][:, 0] % np.uint64(parts)).astype(np.int64)
-    return Described(
-        by_rank=write_parts(root, f"{SCRATCH}/rank/{number}.bin", made, block, blocks),
-        by_bytes=write_parts(root, f"{SCRATCH}/bytes/{number}.bin", by_bytes, part, parts),
-        ahead=len(made) if source.in_index else int(made["evaluation"].sum()),
+    came = read_part(root, by_bytes, part)
+    same = same_bytes.sift(came, config.dedup)
+    came["has_copies"][same.copy_of] = True
+    block = np.zeros(len(came), np.int64)
+    if blocks > 1:
+        block = np.searchsorted(cut_keys, _sortable(came["key"], came["uid"]), side="right")
+    is_kept = np.ones(len(came), bool)
+    is_kept[same.error] = is_kept[same.copy] = False
+    kept = np.flatnonzero(is_kept)
+    records, copies = rec.take(came, kept, config.dedup), np.zeros(len(same.copy), COPY)
+    copies["of"] = rec.origin(came)[same.copy_of]
+    for name in ("key", "fragment", "row"):
+        copies[name] = came[name][same.copy]
+    errors = np.zeros(len(same.error), VERDICT)
+    errors["row"], errors["survivor"] = came["row"][same.error], came["uid"][same.error_of]
+    errors["kind"], errors["won_by"], errors["distance"] = KINDS.index(ERROR_IMAGE), -1, np.nan
+    return Sifted(
+        by_rank=write_parts(root, f"{SCRATCH}/rank/{part}.bin", records, block[kept], blocks),
+        copies=write_parts(root, f"{SCRATCH}/copies/{part}.bin", copies, block[same.copy_of], blocks),
+        errors=write_parts(root, f"{SCRATCH}/errors/{part}.bin", errors, came["fragment"][same.error], fragments),
     )
 
 
-def find_errors(config: CurationConfig, by_bytes: list[Parts], part: int) -> np.ndarray:
-    """Return fragment, row and cluster of the error images among one part of all bytes."""
-    found, first = rec.error_images(read_part(Root(config.root), by_bytes, part), config.dedup)
-    errors = np.zeros(len(found), [("fragment", "i4"), ("row", "i4"), ("cluster", "u8", 2)])
-    errors["fragment"], errors["row"], errors["cluster"] = found["fragment"], found["row"], first
-    return errors
-
-
-def make_block(config: CurationConfig, by_rank: list[Parts], errors: np.ndarray, block: int) -> int:
-    """Order one block's records by rank, without error images; return their number."""
-    made = read_part(Root(config.root), by_rank, block)
-    if len(errors):
-        is_error = np.isin(_origin(made), _origin(errors)) & ~made["evaluation"]
-        made = made[~is_error]
-    order = ranking.order(made["key"], made["uid"])
-    whole_words = made.view(np.uint64).reshape(len(made), made.dtype.itemsize // 8)
-    words = np.take(whole_words, order, axis=0)
-    write_block(config, block, words.reshape(-1).view(made.dtype))
+def make_block(config: CurationConfig, sifted: list[Sifted], block: int, threads: int) -> int:
+    """Order one block's records by rank, and its copies by what stands for them; return the number of records."""
+    root = Root(config.root)
+    made = read_part(root, [part.by_rank for part in sifted], block)
+    made = gather(made, ranking.order(np.ascontiguousarray(made["key"]), made["uid"]), threads)
+    write_block(config, block, made)
+    copies = read_part(root, [part.copies for part in sifted], block)
+    standing = np.flatnonzero(made["has_copies"])
+    by_origin = standing[np.argsort(rec.origin(made[standing]))]
+    copies["of"] = by_origin[np.searchsorted(rec.origin(made[by_origin]), copies["of"])]
+    root.write(copies_file(block), gather(copies, np.argsort(copies["of"])).tobytes(), durable=False)
     return len(made)
 
 
-def _origin(made: np.ndarray) -> np.ndarray:
-    return made["fragment"].astype(np.int64) << 32 | made["row"]
+def copies_file(block: int) -> str:
+    return f"{SCRATCH}/blocks/{block:05d}-copies.bin"
 
 
 def places_by_fragment(blocks: Blocks, block: int, fragments: int) -> Parts:
@@ -167,38 +192,57 @@ def explain(
     one_minus_cosine: np.ndarray,
     fragments: int,
 ) -> Parts:
-    """Write the verdict on each dropped row of a block: its survivor, and by what it is near and worse."""
+    """Write the verdicts on a block's dropped rows and on its copies: survivor, by what it is near, and worse."""
     own, (unique, inverse) = [(block, rows)], np.unique(kept, return_inverse=True)
     keepers = list(blocks.of(unique))
     made = np.zeros(len(rows), VERDICT)
     made["row"], made["survivor"] = blocks.load("row", own), blocks.load("uid", keepers)[inverse]
-    is_evaluation = blocks.load("evaluation", keepers)[inverse]
-    made["kind"] = np.where(is_evaluation, KINDS.index(EVAL_SET), by)
-    made["won_by"] = ranking.won_by(blocks.load("key", keepers)[inverse], blocks.load("key", own))
-    bits = blocks.near_by(BY_HASH, [*own, *keepers]).distance(np.arange(len(rows)), len(rows) + inverse)
-    made["distance"] = np.select([by == (BY_BYTES, BY_HASH).index(BY_HASH), by == 0], [bits, 0], one_minus_cosine)
-    fragment = blocks.load("fragment", own)
+    is_evaluation, key = (blocks.load(name, keepers)[inverse] for name in ("evaluation", "key"))
+    made["kind"] = np.where(is_evaluation, KINDS.index(EVAL_SET), KINDS.index(PERCEPTUAL) + by)
+    made["won_by"] = ranking.won_by(key, blocks.load("key", own))
+    bits = blocks.near_by([*own, *keepers]).distance(np.arange(len(rows)), len(rows) + inverse)
+    made["distance"] = np.where(by == 0, bits, one_minus_cosine)
+    copies, fragment = _explain_copies(blocks, block, rows, made, key)
+    made, fragment = np.concatenate([made, copies]), np.concatenate([blocks.load("fragment", own), fragment])
     return write_parts(Root(blocks.root), f"{SCRATCH}/verdicts/{block}.bin", made, fragment, fragments)
 
 
+def _explain_copies(
+    blocks: Blocks, block: int, rows: np.ndarray, verdicts: np.ndarray, key: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the verdicts on a block's copies and their fragments; `key` is that of each dropped row's survivor."""
+    copies = np.frombuffer(Root(blocks.root).read(copies_file(block)), COPY)
+    of, inverse = np.unique(blocks.starts[block] + copies["of"], return_inverse=True)
+    standing = [(block, of)] if len(of) else []
+    told = np.zeros(len(of), VERDICT)
+    told["survivor"], winner = blocks.load("uid", standing), blocks.load("key", standing).copy()
+    told["kind"] = np.where(blocks.load("evaluation", standing), KINDS.index(EVAL_SET), KINDS.index(EXACT))
+    at = np.searchsorted(rows, of)
+    is_lost = np.append(rows, -1)[at] == of
+    at = at[is_lost]
+    told[is_lost], winner[is_lost] = verdicts[at], key[at]
+    made, winner = told[inverse], winner[inverse]
+    made["row"], made["won_by"] = copies["row"], ranking.won_by(winner, copies["key"])
+    return made, copies["fragment"]
+
+
 def write_fragment(
-    config: CurationConfig, number: int, source: Source, explained: list[Parts], errors: np.ndarray, cluster_path: str
+    config: CurationConfig, number: int, source: Source, said: list[Parts], cluster_path: str
 ) -> WrittenFragment:
     """Write one fragment of the duplicates table, and its survivors to the index where there is one."""
     root = Root(config.root)
-    rows = root.read_table(table_file("features", source.fragment), ["uid", "status", "entropy_bits"])
-    decoded = np.flatnonzero(pc.equal(rows["status"], sample.OK).to_numpy(zero_copy_only=False))
-    verdicts = read_part(root, explained, number).copy() if explained else np.empty(0, VERDICT)
+    columns = ["uid", "status", *rec.left_out_columns(config.dedup)]
+    rows = root.read_table(table_file("features", source.fragment), columns)
+    compared = rec.decoded(rows)
+    verdicts = read_part(root, said, number) if said else np.empty(0, VERDICT)
     cluster = np.load(root.open(cluster_path)) if cluster_path else np.full(len(rows), -1, np.int32)
-    codes = _kinds_of_evaluation(config, source, len(rows))[decoded]
-    rows = rows if len(decoded) == len(rows) else rows.take(pa.array(decoded))
-    verdicts["row"] = np.searchsorted(decoded, verdicts["row"])
-    errors = errors[errors["fragment"] == number]
-    errors["row"] = np.searchsorted(decoded, errors["row"])
-    table = _table(rows, codes, verdicts, errors)
-    clusters = pa.array(cluster[decoded], pa.int32(), mask=cluster[decoded] < 0)
-    flat = pa.array(rec.is_flat(rows["entropy_bits"].to_numpy(), config.dedup))
-    table = conform(table.append_column("is_flat", flat).append_column("semantic_cluster", clusters), SCHEMA)
+    codes = _kinds_of_evaluation(config, source, len(rows))[compared]
+    rows = rows if len(compared) == len(rows) else rows.take(pa.array(compared))
+    verdicts["row"] = np.searchsorted(compared, verdicts["row"])
+    table = _table(rows, codes, verdicts)
+    clusters = pa.array(cluster[compared], pa.int32(), mask=cluster[compared] < 0)
+    left_out = _words(rec.left_out(rows, config.dedup), rec.LEFT_OUT)
+    table = conform(table.append_column("left_out", left_out).append_column("semantic_cluster", clusters), SCHEMA)
     data = parquet_bytes(table)
     path = table_file("duplicates", source.fragment)
     root.write(path, data)
@@ -217,17 +261,16 @@ def _kinds_of_evaluation(config: CurationConfig, source: Source, count: int) -> 
     return codes
 
 
-def _table(rows: pa.Table, codes: np.ndarray, verdicts: np.ndarray, errors: np.ndarray) -> pa.Table:
-    """Return what the verdicts and errors say of each row; their `row` counts from the table's first."""
-    uid, count = rows["uid"].combine_chunks(), len(rows)
-    codes[verdicts["row"]], codes[errors["row"]] = verdicts["kind"], KINDS.index(ERROR_IMAGE)
+def _table(rows: pa.Table, codes: np.ndarray, verdicts: np.ndarray) -> pa.Table:
+    """Return what the verdicts say of each row; their `row` counts from the table's first."""
+    uid, count, said = rows["uid"].combine_chunks(), len(rows), verdicts["row"]
+    codes[said] = verdicts["kind"]
     won_by, distance = np.full(count, -1, np.int8), np.full(count, np.nan, np.float32)
-    won_by[verdicts["row"]], distance[verdicts["row"]] = verdicts["won_by"], verdicts["distance"]
-    said = np.concatenate([verdicts["row"], errors["row"]])
-    named = np.concatenate([rec.hex_of_words(verdicts["survivor"]), rec.hex_of_words(errors["cluster"])])
-    is_said, order = np.zeros(count, bool), np.argsort(said)
+    won_by[said], distance[said] = verdicts["won_by"], verdicts["distance"]
+    is_said = np.zeros(count, bool)
     is_said[said] = True
-    cluster_id = pc.replace_with_mask(uid, pa.array(is_said), pa.array(named[order], pa.string()))
+    named = hex_of_words(verdicts["survivor"][np.argsort(said)])
+    cluster_id = pc.replace_with_mask(uid, pa.array(is_said), pa.array(named, pa.string()))
     is_error = pa.array(codes == KINDS.index(ERROR_IMAGE))
     return pa.table(
         {
@@ -249,4 +292,5 @@ def _words(codes: np.ndarray, words: Sequence[str]) -> pa.Array:
 
 def _counts(table: pa.Table) -> dict[str, int]:
     said = pc.value_counts(table["kind"].fill_null("survivors")).to_pylist()
-    return {entry["values"]: entry["counts"] for entry in said} | {"flat": pc.sum(table["is_flat"]).as_py() or 0}
+    said += [entry for entry in pc.value_counts(table["left_out"]).to_pylist() if entry["values"] is not None]
+    return {entry["values"]: entry["counts"] for entry in said}

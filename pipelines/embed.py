@@ -18,6 +18,7 @@ if __name__ == "__main__":
 from curate import hashes, quality, sample
 from curate.config import CurationConfig
 from curate.image import UnreadableImage, decode
+from curate.text_only import grey_512, text_share
 from pipelines.command import run_step
 from pipelines.preflight import check_clip_weights
 from pipelines.runner import Fragment, Made, Report, Runner, Step, shaping
@@ -117,6 +118,7 @@ def measure_image(root: Root, row: dict[str, Any], embedder: Any, config: Curati
         "pdq_quality": pdq_quality,
         "entropy_bits": quality.entropy_bits(grey),
         "sharpness": quality.sharpness(grey),
+        "text_share": text_share(grey_512(image)),
         "tensor": embedder.preprocess(image),
     }
 

@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from schemas.column import column, table
 
-VERSION = 2
+VERSION = 3
 
 SCHEMA = table(
     "duplicates",
@@ -14,7 +14,7 @@ SCHEMA = table(
         column(
             "cluster_id",
             pa.string(),
-            "uid of the cluster's survivor; for error images the smallest uid with their bytes",
+            "uid of the cluster's survivor; for error images the uid of the best-ranked one with their bytes",
         ),
         column(
             "survivor_uid",
@@ -25,7 +25,15 @@ SCHEMA = table(
         column("distance", pa.float32(), "bits for perceptual, 1 - cosine for semantic, 0 for exact"),
         column("is_survivor", pa.bool_(), "kept by dedup"),
         column("won_by", pa.string(), "term of the ranking policy by which the survivor is ahead of this sample"),
-        column("is_flat", pa.bool_(), "too flat for perceptual matching, left out of it"),
-        column("semantic_cluster", pa.int32(), "nearest cluster of its embedding; null where none was fitted"),
+        column(
+            "left_out",
+            pa.string(),
+            "why it takes no part in perceptual matching: flat, text or pdq_quality; null where it does",
+        ),
+        column(
+            "semantic_cluster",
+            pa.int32(),
+            "nearest cluster of its embedding; null for copies of the same bytes, and where none was fitted",
+        ),
     ],
 )

@@ -9,7 +9,7 @@ def schema(embedding_dim: int) -> pa.Schema:
     """Return the table's schema for a model with that embedding width."""
     return table(
         "features",
-        2,
+        3,
         [
             column("uid", pa.string(), "identity of the sample"),
             column("status", pa.string(), "ok, or the class of what went wrong while decoding"),
@@ -42,6 +42,13 @@ def schema(embedding_dim: int) -> pa.Schema:
                 "variance of the Laplacian of the 256 px grey picture",
                 range="0..",
                 direction="higher is sharper",
+            ),
+            column(
+                "text_share",
+                pa.float32(),
+                "share of what stands out from a plain ground that is lines of letters; 0 without a plain ground",
+                range="0..1",
+                direction="1 is nothing but text",
             ),
             column("embedding", pa.list_(pa.float16(), embedding_dim), "L2-normalised image embedding"),
             column(

@@ -84,12 +84,16 @@ def _columns(hashes: np.ndarray, first: int) -> dict[str, dict[str, pa.Array]]:
     uid = pa.array([rng.bytes(16).hex() for _ in range(count)])
     same_bytes = rng.random(count) < 0.8  # of equal hashes, most are equal bytes
     salt = np.where(same_bytes, 0, np.arange(first, first + count))
-    sha256 = pa.array([f"{value:032x}{more:032x}" for value, more in zip(hashes.tolist(), salt.tolist(), strict=True)])
+    mixed = hashes * np.uint64(0x9E3779B97F4A7C15)  # as even as a SHA-256 is
+    sha256 = pa.array(
+        [f"{value:016x}{more:016x}{0:032x}" for value, more in zip(mixed.tolist(), salt.tolist(), strict=True)]
+    )
     numbers = {
         "width_px": pa.array(rng.integers(200, 2000, count), pa.int32()),
         "height_px": pa.array(rng.integers(200, 2000, count), pa.int32()),
         "entropy_bits": pa.array(rng.uniform(1.9, 8, count), pa.float32()),
         "sharpness": pa.array(rng.uniform(0, 5000, count), pa.float32()),
+        "text_share": pa.array(np.zeros(count), pa.float32()),
     }
     text = pa.array([f"a caption of some words {at}" for at in range(first, first + count)])
     constant = {"source": pa.array(["crawl"] * count), "status": pa.array(["ok"] * count)}

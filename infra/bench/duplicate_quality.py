@@ -37,6 +37,7 @@ from curate import hashes, quality  # noqa: E402
 from curate.blocklist import PDQ_MIN_QUALITY  # noqa: E402
 from curate.config import DedupConfig, EmbedConfig, ScoreConfig  # noqa: E402
 from curate.image import UnreadableImage, decode  # noqa: E402
+from curate.text_only import grey_512, text_share  # noqa: E402
 
 PEERS_PYTHON = PROJECT / ".venv-peers" / "bin" / "python"
 SETS = ("dup_history", "dup_caltech", "dup_imagededup", "dup_pdq")
@@ -79,7 +80,8 @@ class Hashed:
 
     phash64_N8: np.ndarray
     """As it is, then after each of hashes.TURNS."""
-    is_flat: np.ndarray
+    left_out: np.ndarray
+    """bool (N,): flat, or of text."""
     pdq_N4: np.ndarray
     pdq_usable: np.ndarray
     imagehash_N: np.ndarray
@@ -151,11 +153,11 @@ def hashed(files: Iterator[Listed]) -> tuple[list[Listed], Hashed]:
             kept.append(file)
         except UnreadableImage as error:
             print(json.dumps({"left_out": file.name, "why": error.status}))
-    eight, entropy_bits, pdq, pdq_quality = map(np.array, zip(*own, strict=True))
+    eight, left_out, pdq, pdq_quality = map(np.array, zip(*own, strict=True))
     of_imagededup = _imagededup_hashes([str(file.path) for file in kept])
     return kept, Hashed(
         phash64_N8=eight,
-        is_flat=entropy_bits < DedupConfig().min_entropy_bits,
+        left_out=left_out,
         pdq_N4=pdq,
         pdq_usable=pdq_quality >= PDQ_MIN_QUALITY,
         imagehash_N=np.array([_imagehash(file.path) for file in kept], np.uint64),
@@ -164,13 +166,15 @@ def hashed(files: Iterator[Listed]) -> tuple[list[Listed], Hashed]:
     )
 
 
-def _own_hashes(image: Image.Image) -> tuple[np.ndarray, float, np.ndarray, int]:
-    """Return phash64 as it is and turned, uint64 (8,), the entropy in bits, PDQ, uint64 (4,), and its quality."""
+def _own_hashes(image: Image.Image) -> tuple[np.ndarray, bool, np.ndarray, int]:
+    """Return phash64 as it is and turned, uint64 (8,), whether it is left out, PDQ, uint64 (4,), and its quality."""
     grey = image.convert("L")
     eight = [hashes.phash64(grey), *(hashes.phash64(grey.transpose(turn)) for turn in hashes.TURNS)]
     pdq, pdq_quality = hashes.pdq256(image)
-    entropy_bits = quality.entropy_bits(quality.grey_256(image))
-    return np.array(eight, np.uint64), entropy_bits, np.frombuffer(pdq, np.uint64), pdq_quality
+    settings = DedupConfig()
+    left_out = quality.entropy_bits(quality.grey_256(image)) < settings.min_entropy_bits
+    left_out |= text_share(grey_512(image)) > settings.max_text_share
+    return np.array(eight, np.uint64), left_out, np.frombuffer(pdq, np.uint64), pdq_quality
 
 
 def _imagehash(path: Path) -> int:
@@ -192,11 +196,11 @@ def distances_of(found: Hashed) -> dict[str, np.ndarray]:
     """Return each method's distances in bits, (N, N), NEVER where a picture is not matched."""
     plain_N1 = found.phash64_N8[:, :1]
     one_way = np.min([hamming(found.phash64_N8[:, turn : turn + 1], plain_N1) for turn in range(8)], axis=0)
-    phash64 = _only(hamming(plain_N1, plain_N1), ~found.is_flat)
+    phash64 = _only(hamming(plain_N1, plain_N1), ~found.left_out)
     pdq = _only(hamming(found.pdq_N4, found.pdq_N4), found.pdq_usable)
     return {
         "phash64": phash64,
-        "phash64, flips and turns": _only(np.minimum(one_way, one_way.T), ~found.is_flat),
+        "phash64, flips and turns": _only(np.minimum(one_way, one_way.T), ~found.left_out),
         "phash64 and PDQ": np.where(pdq <= ScoreConfig().blocklist_radius_bits, phash64, NEVER),
         "PDQ": pdq,
         "imagehash": hamming(found.imagehash_N[:, None], found.imagehash_N[:, None]),

@@ -87,7 +87,7 @@ def test_a_flat_picture_is_near_to_none(bench: ModuleType) -> None:
     eight = np.zeros((3, 8), np.uint64)
     found = bench.Hashed(
         phash64_N8=eight,
-        is_flat=np.array([False, False, True]),
+        left_out=np.array([False, False, True]),
         pdq_N4=eight[:, :4],
         pdq_usable=np.array([True, False, True]),
         imagehash_N=eight[:, 0],
@@ -105,7 +105,7 @@ def test_a_turned_picture_is_found_in_either_order(bench: ModuleType) -> None:
     eight = np.array([[1, 2, 4, 8, 16, 32, 64, 128], [2, 3, 3, 3, 3, 3, 3, 3]], np.uint64)
     found = bench.Hashed(
         phash64_N8=eight,
-        is_flat=np.zeros(2, bool),
+        left_out=np.zeros(2, bool),
         pdq_N4=eight[:, :4],
         pdq_usable=np.ones(2, bool),
         imagehash_N=eight[:, 0],

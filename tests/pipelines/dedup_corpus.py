@@ -30,6 +30,11 @@ class PlainPool:
         return (function(*call) for call in calls)
 
 
+OF_PICTURE = ("width_px", "height_px", "sharpness", "entropy_bits", "text_share", "phash64", "phash64_turned")
+OF_PICTURE += ("pdq256", "pdq_quality", "embedding", "status")
+"""What is measured on the bytes alone."""
+
+
 def row(number: int, **said: Any) -> dict[str, Any]:
     """Return a sample that is near nothing, but for what is said."""
     rng = np.random.default_rng(number)
@@ -44,6 +49,7 @@ def row(number: int, **said: Any) -> dict[str, Any]:
         "height_px": 100,
         "sharpness": 50.0,
         "entropy_bits": 7.0,
+        "text_share": 0.0,
         "phash64": int(rng.integers(0, 2**64, dtype=np.uint64)),
         "phash64_turned": rng.integers(0, 2**64, 7, dtype=np.uint64).tolist(),
         "pdq256": rng.bytes(32),
@@ -67,13 +73,23 @@ def random_rows(seed: int, count: int) -> list[dict[str, Any]]:
         if rows and rng.random() < 0.7:
             like = rows[rng.integers(len(rows))]
             if rng.random() < 0.3:
-                made |= {name: like[name] for name in ("sha256", "phash64", "embedding", "entropy_bits", "pdq256")}
+                made["sha256"] = like["sha256"]
             elif rng.random() < 0.6:
                 made["phash64"] = like["phash64"] ^ (1 << int(rng.integers(64))) ^ (1 << int(rng.integers(64)))
             else:
                 made["embedding"] = unit(like["embedding"] + 0.06 * rng.standard_normal(DIM))
         made["entropy_bits"] = made["entropy_bits"] if rng.random() > 0.05 else 0.5
+        made["text_share"] = made["text_share"] if rng.random() > 0.05 else 0.9
         rows.append(made)
+    return alike(rows)
+
+
+def alike(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give rows with the same bytes the same picture, that of the first."""
+    first: dict[str, dict[str, Any]] = {}
+    for one in rows:
+        of = first.setdefault(one["sha256"], one)
+        one |= {name: of[name] for name in OF_PICTURE}
     return rows
 
 
@@ -99,7 +115,14 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
 
     embedding = np.concatenate([one["embedding"] for one in rows]) if rows else np.empty(0, np.float16)
     text, whole, real = pa.string(), pa.int32(), pa.float32()
-    kinds = {"uid": text, "status": text, "width_px": whole, "height_px": whole, "entropy_bits": real}
+    kinds = {
+        "uid": text,
+        "status": text,
+        "width_px": whole,
+        "height_px": whole,
+        "entropy_bits": real,
+        "text_share": real,
+    }
     kinds |= {"sharpness": real, "phash64": pa.uint64(), "phash64_turned": pa.list_(pa.uint64(), 7)}
     kinds |= {"pdq256": pa.binary(32), "pdq_quality": whole}
     features = {name: column(name, kind) for name, kind in kinds.items()}
@@ -142,6 +165,7 @@ def is_near(one: dict[str, Any], other: dict[str, Any], config: DedupConfig) -> 
     if one["sha256"] == other["sha256"]:
         return True
     hashed = min(one["entropy_bits"], other["entropy_bits"]) >= config.min_entropy_bits
+    hashed &= max(one["text_share"], other["text_share"]) <= config.max_text_share
     bits = [one["phash64"] ^ other["phash64"]]
     turns = {"none": 0, "flips": 3, "all": 7}[config.turns]
     bits += [turned ^ other["phash64"] for turned in one["phash64_turned"][:turns]]

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from curate.dedup.records import LEFT_OUT
 from curate.dedup.relations import NearByHash
 from pipelines import dedup_tasks
 from pipelines.dedup import compare, sources_of
 from pipelines.dedup_index import earlier_entries, publish_entry
 from pipelines.store import Root, commit, publish, table_file
-from tests.pipelines.dedup_corpus import PLAIN, PlainPool, by_brute_force, random_rows, row, write_tables
+from tests.pipelines.dedup_corpus import PLAIN, PlainPool, alike, by_brute_force, random_rows, row, write_tables
 
 SEMANTIC = {"semantic_eps": 0.1, "semantic_clusters": 4, "semantic_nearest": 4}
 
@@ -25,7 +26,7 @@ def run(config) -> dict[str, dict[str, Any]]:
     tables = [Root(config.root).read_table(path) for path in made.files]
     found = {one["uid"]: one for table in tables for one in table.to_pylist()}
     assert sum(len(table) for table in tables) == len(found) == made.num_rows
-    assert sum(count for name, count in made.counts.items() if name != "flat") == len(found)
+    assert sum(count for name, count in made.counts.items() if name not in LEFT_OUT) == len(found)
     return found
 
 
@@ -55,6 +56,7 @@ def test_survivors_are_those_of_brute_force(case, tmp_path):
         rows[at]["phash64_turned"][5] = rows[at + 1]["phash64"]
         rows[at]["pdq256"], rows[at]["pdq_quality"] = rows[at + 2]["pdq256"], 100 if at % 2 else 49
         rows[at]["phash64"] = rows[at + 2]["phash64"]
+    alike(rows)
     config = write_tables(tmp_path, [rows[:100], [], rows[100:]], **CASES[case])
     found = run(config)
     assert survivors_of(found) == by_brute_force(rows, config.dedup)
@@ -73,18 +75,18 @@ def test_kinds_distances_and_what_decided(tmp_path):
     large = row(1, width_px=200)
     rows = [
         large,
-        row(2, sha256=large["sha256"], phash64=large["phash64"]),
+        large | {"uid": "f" * 32, "caption_reason": "too few words"},
         row(3, phash64=large["phash64"] ^ 3),
         row(4, embedding=large["embedding"], width_px=200, sharpness=1.0),
         row(5),
     ]
     found = run(write_tables(tmp_path, [rows], **SEMANTIC))
     told = [(one["kind"], one["distance"], one["won_by"]) for one in (found[each["uid"]] for each in rows)]
-    assert told[:3] == [(None, None, None), ("exact", 0.0, "resolution"), ("perceptual", 2.0, "resolution")]
+    assert told[:3] == [(None, None, None), ("exact", 0.0, "caption"), ("perceptual", 2.0, "resolution")]
     assert told[3][0::2] == ("semantic", "technical quality") and abs(told[3][1]) < 1e-3
     assert told[4] == (None, None, None)
     assert {one["cluster_id"] for one in found.values()} == {large["uid"], rows[4]["uid"]}
-    assert all(0 <= one["semantic_cluster"] < 4 for one in found.values())
+    assert [found[one["uid"]]["semantic_cluster"] is None for one in rows] == [False, True, False, False, False]
 
 
 def test_an_error_image_has_no_survivor_and_stands_for_nobody(tmp_path):
@@ -97,11 +99,36 @@ def test_an_error_image_has_no_survivor_and_stands_for_nobody(tmp_path):
     assert {found[one["uid"]]["cluster_id"] for one in rows[:3]} == {min(one["uid"] for one in rows[:3])}
 
 
-def test_flat_pictures_match_by_bytes_only(tmp_path):
-    rows = [row(at, phash64=0, entropy_bits=0.5) for at in range(4)] + [row(9, sha256=row(0)["sha256"])]
-    found = run(write_tables(tmp_path, [rows]))
-    assert [found[one["uid"]]["is_flat"] for one in rows] == [True] * 4 + [False]
-    assert sorted(str(one["kind"]) for one in found.values()) == ["None"] * 4 + ["exact"]
+LEFT = {"flat": {"entropy_bits": 0.5}, "text": {"text_share": 0.9}, "pdq_quality": {"pdq_quality": 49}}
+
+
+@pytest.mark.parametrize("reason", LEFT_OUT)
+def test_what_looks_like_everything_matches_by_bytes_only(reason, tmp_path):
+    rows = [row(at, phash64=0, pdq256=bytes(32), **LEFT[reason]) for at in range(4)]
+    rows += [rows[0] | {"uid": "f" * 32}, row(9, phash64=0, pdq256=bytes(32))]
+    found = run(write_tables(tmp_path, [rows], confirm_pdq_bits=31))
+    assert [found[one["uid"]]["left_out"] for one in rows] == [reason] * 5 + [None]
+    assert sorted(str(one["kind"]) for one in found.values()) == ["None"] * 5 + ["exact"]
+
+
+def test_copies_go_where_their_picture_goes(tmp_path):
+    """Of a survivor, of what is near one, of an evaluation picture, and of what an earlier corpus has."""
+    shown, best = row(1, source="benchmark", width_px=1), row(2, width_px=900)
+    near = row(3, phash64=best["phash64"] ^ 1)
+    copies = [
+        one | {"uid": f"{at:032x}", "source": "crawl"} for one in (shown, best, near) for at in (one["width_px"],)
+    ]
+    copies = [one | {"uid": f"{at:032x}", "caption_reason": "short"} for at, one in enumerate(copies)]
+    found = run(write_tables(tmp_path, [[shown, *copies], [best, near]], rows_per_block=2))
+    told = [
+        (one["kind"], one["survivor_uid"], one["distance"], one["won_by"])
+        for one in map(found.get, (c["uid"] for c in copies))
+    ]
+    assert told == [
+        ("eval_set", shown["uid"], 0.0, "earlier"),
+        ("exact", best["uid"], 0.0, "caption"),
+        ("perceptual", best["uid"], 1.0, "resolution"),
+    ]
 
 
 def test_what_evaluation_has_training_does_not_get(tmp_path):
@@ -137,6 +164,7 @@ def test_a_second_crawl_is_compared_with_the_first_and_not_the_other_way_round(t
     for at in range(0, 40, 2):
         second[at]["phash64"], second[at]["width_px"] = first[at]["phash64"] ^ 1, 999
         second[at + 1]["embedding"] = first[at + 1]["embedding"]
+    alike(second)
     index = {"index": str(tmp_path / "index"), **SEMANTIC, "error_image_captions": 99}
     one, two = (write_tables(tmp_path / name, [rows], **index) for name, rows in (("a", first), ("b", second)))
     before = published(one)

@@ -1,0 +1,68 @@
+"""Pictures of text: how much of what stands out from a plain ground is lines of letters.
+
+Pages, quotes and "no picture" signs have the same perceptual hash whatever they say: their low
+frequencies are those of the layout. So they are marked, and not matched by hash.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from PIL import Image
+
+SIDE_PX = 512
+GROUND_LEVELS = 24
+"""Grey values this far from the ground's belong to it."""
+MIN_GROUND_SHARE = 0.5
+MIN_HEIGHT_PX, MAX_HEIGHT_SHARE = 4, 1 / 3
+MAX_WIDTH_PER_HEIGHT = 12
+"""Letters, and words whose letters touch."""
+MAX_LETTERS = 500
+"""Of more, the first lines speak for all."""
+
+
+def grey_512(image: Image.Image) -> np.ndarray:
+    """Return the uint8 grey picture with its longer side at most 512 px: large enough for letters to stand apart."""
+    grey = image.convert("L")
+    grey.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
+    return np.asarray(grey)
+
+
+def text_share(grey_HW: np.ndarray) -> float:
+    """Return the share of the ink, by area, that stands in lines of letters, 0..1; 0 without a plain ground.
+
+    The ground is the commonest grey value with what is within GROUND_LEVELS of it, where that is
+    half of the picture or more; ink is all else. A connected piece of ink is a letter (or a word) by
+    its height and width, and in a line if two others of about its height are beside it.
+    """
+    counts = np.bincount(grey_HW.ravel(), minlength=256)
+    ground = int(np.argmax(np.convolve(counts, np.ones(9), "same")))
+    if counts[max(0, ground - GROUND_LEVELS) : ground + GROUND_LEVELS + 1].sum() < MIN_GROUND_SHARE * grey_HW.size:
+        return 0.0
+    ink = (np.abs(grey_HW.astype(np.int16) - ground) > GROUND_LEVELS).astype(np.uint8)
+    _, _, pieces, centres = cv2.connectedComponentsWithStats(ink, connectivity=8)
+    pieces, middle = pieces[1:], centres[1:, 1]
+    total = int(pieces[:, cv2.CC_STAT_AREA].sum())
+    height, width = pieces[:, cv2.CC_STAT_HEIGHT], pieces[:, cv2.CC_STAT_WIDTH]
+    is_letter = (height >= MIN_HEIGHT_PX) & (height <= MAX_HEIGHT_SHARE * len(grey_HW))
+    is_letter &= width <= MAX_WIDTH_PER_HEIGHT * height
+    letters = np.flatnonzero(is_letter)
+    seen = letters[:MAX_LETTERS]  # they come from top to bottom
+    if len(seen) == 0:
+        return 0.0
+    lined = seen[_in_line(pieces[seen], middle[seen])]
+    area = pieces[:, cv2.CC_STAT_AREA]
+    share = area[lined].sum() / max(1, area[seen].sum())
+    return float(share * area[letters].sum() / total)
+
+
+def _in_line(pieces: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """Return which pieces have two others of about their height beside them, bool (P,)."""
+    height = pieces[:, cv2.CC_STAT_HEIGHT].astype(np.float32)
+    left = pieces[:, cv2.CC_STAT_LEFT].astype(np.float32)
+    right = left + pieces[:, cv2.CC_STAT_WIDTH]
+    taller = np.maximum(height[:, None], height[None])
+    gap = np.maximum(left[:, None], left[None]) - np.minimum(right[:, None], right[None])
+    beside = (gap < 4 * taller) & (np.abs(middle[:, None] - middle[None]) < 0.5 * taller)
+    beside &= taller < 2.5 * np.minimum(height[:, None], height[None])
+    return beside.sum(axis=1) > 2  # itself and two others
