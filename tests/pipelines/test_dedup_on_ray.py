@@ -44,17 +44,19 @@ KILLED_ONCE = """
 import os, signal, sys
 if any(part.endswith("default_worker.py") for part in sys.orig_argv):
     sys.path.insert(0, os.environ["PROJECT"])
-    from pipelines import dedup_blocks
-    met = dedup_blocks._met
-    def _met(blocks, kind, *more):
-        mark = os.path.join(os.environ["MARKS"], kind)
-        if not os.path.exists(mark):
-            open(mark, "w").close()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return met(blocks, kind, *more)
-    dedup_blocks._met = _met
+    from pipelines import dedup_blocks, dedup_tasks
+    def killed_once(function):
+        def killing(*arguments):
+            mark = os.path.join(os.environ["MARKS"], function.__name__)
+            if not os.path.exists(mark):
+                open(mark, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+        return killing
+    dedup_blocks._met = killed_once(dedup_blocks._met)
+    dedup_tasks.sift = killed_once(dedup_tasks.sift)
 """
-"""The sitecustomize of the workers: the first task on each kind of relation kills its own process."""
+"""The sitecustomize of the workers: the first task that sifts, and the first that meets, kills its own process."""
 
 
 def test_two_nodes_and_killed_workers_give_the_same_rows(tmp_path):
@@ -83,7 +85,7 @@ def test_two_nodes_and_killed_workers_give_the_same_rows(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(path.name for path in (tmp_path / "marks").iterdir()) == ["bytes", "hash"]
+    assert sorted(path.name for path in (tmp_path / "marks").iterdir()) == ["_met", "sift"]
     root = Root(config.root)
     tables = [root.read_table(f"tables/duplicates/crawl-{number:05d}.parquet") for number in (0, 1)]
     assert {one["uid"]: one for table in tables for one in table.to_pylist()} == expected
