@@ -8,13 +8,18 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from curate.ranking import TERMS
+
 MAX_TILES = 12
 TILE_PX = 160
 FRAME_PX = 4
 LINE_PX = 14
-LINES = 3
+LINES = 4
 CELL_PX = TILE_PX + 2 * FRAME_PX
 SURVIVOR_COLOUR, BACKGROUND, GREY, INK = (0, 160, 70), (255, 255, 255), (200, 200, 200), (20, 20, 20)
+
+
+LOST = {term: f"lost by {term}" for term in TERMS} | {"earlier": "came after it"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,7 @@ def thumbnail(picture: Image.Image) -> Image.Image:
 def lines_under(kind: str | None, distance: float | None, won_by: str | None) -> tuple[str, ...]:
     """Return the lines under a member: its kind, distance (bits, or 1 - cosine) and what the survivor won by."""
     unit = " bits" if kind == "perceptual" else ""
-    lines = (kind, None if distance is None else f"distance {distance:.3g}{unit}", won_by and f"lost by {won_by}")
+    lines = (kind, None if distance is None else f"distance {distance:.3g}{unit}", won_by and LOST[won_by])
     return tuple(line for line in lines if line)
 
 

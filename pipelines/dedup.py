@@ -42,7 +42,7 @@ def dedup(runner: Runner) -> list[Report]:
     made_from = [samples, captions, features, VERSION]
     made_from += [[entry.digest for entry in entries], tasks.evaluation_sources(config)]
     whole = Fragment(name="all", made_from=made_from, arguments=sources_of(config, entries))
-    _warn(config, manifest(root, "features")["rows"])
+    _say_what_is_compared(config, entries, manifest(root, "features")["rows"])
     settings = shaping(config.dedup, "rows_per_block", "rows_per_group", "max_pairs")
     step = Step(table="duplicates", settings=settings, build=_build, spreads=True)
     report = runner.run(step, [whole] if features else [])
@@ -58,12 +58,15 @@ def sources_of(config: CurationConfig, entries: list[Entry]) -> tuple[list[tasks
     return [*own, *earlier], features["rows"] + sum(entry.rows for entry in entries)
 
 
-def _warn(config: CurationConfig, rows: int) -> None:
-    clusters, searched = num_clusters(config.dedup, rows), rows * config.dedup.semantic_nearest
+def _say_what_is_compared(config: CurationConfig, entries: list[Entry], own: int) -> None:
+    earlier = sum(entry.rows for entry in entries)
+    if config.dedup.index is not None:
+        say(f"index {config.dedup.index}: {len(entries)} earlier corpora with {earlier:,} survivors")
+    clusters, searched = num_clusters(config.dedup, own + earlier), (own + earlier) * config.dedup.semantic_nearest
     if config.dedup.semantic_eps is not None and searched > ROWS_PER_CLUSTER * clusters:
         say(
             f"warning: {clusters:,} semantic clusters are few: {searched // clusters:,} samples are searched in each; "
-            f"raise dedup.semantic_sample, or set dedup.semantic_clusters to {rows // SAMPLES_A_CLUSTER:,}"
+            f"raise dedup.semantic_sample, or set dedup.semantic_clusters to {(own + earlier) // SAMPLES_A_CLUSTER:,}"
         )
 
 

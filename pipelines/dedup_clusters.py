@@ -97,6 +97,10 @@ def assign(
     rows = read_rows(config, source, ["uid", "embedding"])
     found = np.sort(read_part(root, places, number), order="row")
     embeddings_ND = fixed_size(rows["embedding"].take(pa.array(found["row"])))
+    broken = np.flatnonzero(~np.isfinite(embeddings_ND).all(axis=1))
+    if len(broken):
+        uid = rows["uid"][int(found["row"][broken[0]])]
+        raise ValueError(f"{source.fragment}: the embedding of {uid} is not finite: embed it again")
     members = nearest_clusters(embeddings_ND, centroids, config.dedup.semantic_nearest)
     nearest = np.full(len(rows), -1, np.int32)
     nearest[found["row"]] = members[:, 0] if len(members) else -1
@@ -188,12 +192,15 @@ class _Part:
     """Some of a group's rows, counted from 0."""
 
     def __init__(self, groups: Groups, group: int, rows: np.ndarray, at: np.ndarray) -> None:
+        from curate.dedup.semantic import cluster_rows
+
         members = groups.load(group, "members")[at]
         self.rows = rows[at]
         self.embeddings_ND = groups.load(group, "embedding")[at]
         low, high = (-(-edge * groups.clusters // groups.count) for edge in (group, group + 1))
-        inside = (members >= low) & (members < high)
-        self.rows_of = [np.flatnonzero((members == cluster).any(axis=1)) for cluster in np.unique(members[inside])]
+        elsewhere = high - low  # the last of what cluster_rows tells apart
+        inside = np.where((members >= low) & (members < high), members - low, elsewhere)
+        self.rows_of = [rows for rows in cluster_rows(inside, elsewhere + 1)[:-1] if len(rows)]
         self.least_cosine = groups.least_cosine
 
 

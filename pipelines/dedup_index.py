@@ -78,7 +78,7 @@ def withdraw_entry(config: CurationConfig) -> None:
 
 def _names(index: str) -> list[str]:
     root = Root(index)
-    return sorted(path.split("/")[-2] for path in root.fs.glob(root.path(f"*/{OWNER}")))
+    return sorted(path.split("/")[-2] for path in root.glob(f"*/{OWNER}"))
 
 
 def _model(config: CurationConfig) -> list[str]:
@@ -132,7 +132,7 @@ def publish_entry(config: CurationConfig, names: list[str]) -> None:
     if said is not None and said["made_from"] == made_from:
         return
     files = [f"{name}.parquet" for name in names]
-    for path in index.fs.glob(index.path(f"{own}/*.parquet")):
+    for path in index.glob(f"{own}/*.parquet"):
         if path.rpartition("/")[2] not in files:
             index.fs.rm(path)
     rows = manifest(root, "duplicates")["counts"].get("survivors", 0)

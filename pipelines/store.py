@@ -8,6 +8,7 @@ The manifest of a table (`_run.json`) names its fragments and is written after a
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -156,6 +157,10 @@ class Root:
         with self.fs.open(path, "rb") as file:
             return _read_table(pq.ParquetFile(file), relative, columns)
 
+    def glob(self, pattern: str) -> list[str]:
+        """Return the paths below the root that fit a pattern, in order; the root's own name is no pattern."""
+        return sorted(self.fs.glob(glob.escape(self.path("")) + pattern))
+
     def remove(self, relative: str, *, recursive: bool = False) -> None:
         if self.exists(relative):
             self.fs.rm(self.path(relative), recursive=recursive)
@@ -281,7 +286,7 @@ def publish(root: Root, table: str, receipts: list[Receipt], provenance: dict[st
 
 def _all_receipts(root: Root, table: str) -> dict[str, Any]:
     """Return the receipts of every finished fragment by name, those of killed runs with other settings too."""
-    found = [json.loads(root.fs.cat_file(path)) for path in root.fs.glob(root.path(_receipt_file(table, "*")))]
+    found = [json.loads(root.fs.cat_file(path)) for path in root.glob(_receipt_file(table, "*"))]
     return {receipt["fragment"]: receipt for receipt in found}
 
 

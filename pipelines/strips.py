@@ -29,7 +29,8 @@ PLACES = ["uid", "shard", "offset", "num_bytes"]
 def strips(config: CurationConfig, out: Root, largest: int, kind: str | None = None) -> Iterator[str]:
     """Write one picture for each of the largest clusters and yield a line for each.
 
-    A cluster's members are its dropped samples (of that kind, where one is given) and its survivor.
+    A cluster's members are its dropped samples (of that kind, where one is given) and what stands for them: a
+    survivor, or a picture of an evaluation set.
     """
     if largest < 1:
         raise ValueError(f"largest = {largest}: must be at least 1")
@@ -53,7 +54,7 @@ def _largest(database: Any, root: Root, names: list[str], largest: int, kind: st
         database.register("d_rows", root.read_table(table_file("duplicates", name), MEMBERS))
         database.execute(
             """INSERT INTO counts SELECT cluster_id, count(*), max((survivor_uid IS NOT NULL)::INTEGER)
-            FROM d_rows WHERE NOT is_survivor AND kind = coalesce($kind, kind) GROUP BY cluster_id""",
+            FROM d_rows WHERE survivor_uid IS DISTINCT FROM uid AND kind = coalesce($kind, kind) GROUP BY cluster_id""",
             {"kind": kind},
         )
         database.unregister("d_rows")
@@ -74,8 +75,9 @@ def _gather(database: Any, root: Root, names: list[str], kind: str | None) -> No
         database.execute(
             f"""{into} SELECT d_rows.*, shard, "offset", num_bytes
             FROM d_rows JOIN largest USING (cluster_id) JOIN s_rows USING (uid)
-            WHERE is_survivor OR kind = coalesce($kind, kind)
-            QUALIFY row_number() OVER (PARTITION BY cluster_id ORDER BY is_survivor DESC, uid) <= {MAX_TILES}""",
+            WHERE uid IS NOT DISTINCT FROM survivor_uid OR kind = coalesce($kind, kind)
+            QUALIFY row_number() OVER (PARTITION BY cluster_id ORDER BY uid IS DISTINCT FROM survivor_uid, uid)
+                <= {MAX_TILES}""",
             {"kind": kind},
         )
         database.unregister("d_rows")
@@ -85,28 +87,31 @@ def _gather(database: Any, root: Root, names: list[str], kind: str | None) -> No
 def _shown(database: Any, cluster_id: str) -> list[dict[str, Any]]:
     """Return the rows to draw, the survivor first; one that came with an earlier corpus has no shard."""
     found = database.sql(
-        f"SELECT * FROM shown WHERE cluster_id = $id ORDER BY is_survivor DESC, uid LIMIT {MAX_TILES}",
+        f"SELECT * FROM shown WHERE cluster_id = $id ORDER BY uid IS DISTINCT FROM survivor_uid, uid LIMIT {MAX_TILES}",
         params={"id": cluster_id},
     )
     rows = found.to_arrow_table().to_pylist()
     survivor_uid = rows[0]["survivor_uid"]
-    if rows[0]["is_survivor"] or survivor_uid is None:
+    if survivor_uid in (rows[0]["uid"], None):
         return rows
-    earlier = dict.fromkeys([*MEMBERS, *PLACES]) | {"uid": survivor_uid, "is_survivor": True}
+    earlier = dict.fromkeys([*MEMBERS, *PLACES]) | {"uid": survivor_uid, "survivor_uid": survivor_uid}
     return [earlier, *rows[: MAX_TILES - 1]]
 
 
 def _tile(root: Root, row: dict[str, Any], max_megapixels: float) -> Tile:
-    lines = ("survivor",) if row["is_survivor"] else lines_under(row["kind"], row["distance"], row["won_by"])
-    picture = None
+    stands, picture = row["uid"] == row["survivor_uid"], None
+    lines = lines_under(row["kind"], row["distance"], row["won_by"])
+    if stands:
+        lines = ("of an evaluation set" if row["kind"] == "eval_set" else "survivor",)
     if row["shard"] is None:
         lines = (*lines, "from an earlier corpus")
     else:
+        lines = (*lines, row["uid"][:24])
         try:
             picture = thumbnail(decode(root.read(row["shard"], row["offset"], row["num_bytes"]), max_megapixels))
         except UnreadableImage as error:
             lines = (error.status, *lines)
-    return Tile(uid=row["uid"], is_survivor=row["is_survivor"], picture=picture, told=lines)
+    return Tile(uid=row["uid"], is_survivor=stands, picture=picture, told=lines)
 
 
 def _png(picture: Any) -> bytes:

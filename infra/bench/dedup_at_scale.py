@@ -1,7 +1,9 @@
-"""What the join by hash costs at a billion: a model fitted to measurements on this machine. One JSON line.
+"""What dedup costs at a billion, from parquet to parquet: a model fitted to measurements here. One JSON line.
 
-Blocks of B hashes meet themselves and each other; a task is one pair of blocks. The seconds of a task are fitted as
-a B + b B^2 (reading and sorting are linear, the comparisons inside the 65,536 values of a band are not).
+The join: blocks of B hashes meet themselves and each other; a task is one pair of blocks. Its core seconds are fitted
+as a B + b B^2 (reading and sorting are linear, the comparisons inside the 65,536 values of a band are not).
+All else is linear in the number of samples: the tasks of the step on tables like a crawl's, by name. Left out: the
+rounds among rows that have a near one (they are few), what a remote store adds, and embeddings.
 
     python infra/bench/dedup_at_scale.py [--radius 4] [--total 1000000000] [--nodes 10] [--cores 32]
 """
@@ -10,21 +12,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from dedup_step import write_tables  # noqa: E402
 from near_duplicates import crawl_hashes  # noqa: E402
 
+from curate.config import CurationConfig, DedupConfig  # noqa: E402
 from curate.dedup.relations import NearByHash  # noqa: E402
+from pipelines.dedup import compare, sources_of  # noqa: E402
+from pipelines.store import Root  # noqa: E402
 
 SIZES = (1_000_000, 2_000_000, 5_000_000, 10_000_000)
+TABLE_ROWS = (500_000, 1_000_000, 2_000_000)
+OF_THE_JOIN = ("_met", "_pairs")
 
 
 def main() -> None:
@@ -45,17 +55,19 @@ def predict(arguments: argparse.Namespace) -> dict[str, object]:
     own, other = ([measure(size, arguments.radius, two) for size in SIZES] for two in (False, True))
     of_own, of_other = (cost(seconds, arguments.block) for seconds in (own, other))
     blocks = -(-arguments.total // arguments.block)
-    cores = len(os.sched_getaffinity(0))
-    core_seconds = cores * (blocks * of_own + blocks * (blocks - 1) / 2 * of_other)
+    join = blocks * of_own + blocks * (blocks - 1) / 2 * of_other
+    tables = seconds_a_million(arguments.radius)
+    core_seconds = join + sum(tables.values()) * arguments.total / 1e6
     return {
         "bench": "dedup_at_scale",
         "radius_bits": arguments.radius,
         "sizes": SIZES,
-        "seconds_block_with_itself": np.round(own, 3).tolist(),
-        "seconds_two_blocks": np.round(other, 3).tolist(),
-        "cores_here": cores,
+        "core_seconds_block_with_itself": np.round(own, 3).tolist(),
+        "core_seconds_two_blocks": np.round(other, 3).tolist(),
         "total": arguments.total,
         "tasks": blocks * (blocks + 1) // 2,
+        "core_seconds_a_million_by_task": {name: round(seconds, 3) for name, seconds in tables.items()},
+        "core_hours_of_the_join": round(join / 3600, 2),
         "core_hours": round(core_seconds / 3600, 2),
         "minutes": round(core_seconds / (arguments.nodes * arguments.cores) / 60, 1),
         "read_tb": round(8 * arguments.block * blocks**2 / 1e12, 2),
@@ -64,17 +76,57 @@ def predict(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def seconds_a_million(radius: int) -> dict[str, float]:
+    """Return the core seconds of each task of the step but the join, fitted as a line through zero over TABLE_ROWS."""
+    _step(TABLE_ROWS[0], radius)  # compiled, or read from the cache, before the clock starts
+    by_size = [_step(rows, radius) for rows in TABLE_ROWS]
+    rows = np.array(TABLE_ROWS) / 1e6
+    names = sorted(set().union(*by_size) - set(OF_THE_JOIN))
+    seconds = {name: np.array([said.get(name, 0.0) for said in by_size]) for name in names}
+    return {name: float(rows @ took / (rows @ rows)) for name, took in seconds.items()}
+
+
+def _step(rows: int, radius: int) -> dict[str, float]:
+    """Return the seconds of each kind of task, one after the other in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = DedupConfig(radius_bits=radius, semantic_eps=None)
+        config, pool = CurationConfig(root=folder, dedup=settings), OneByOne()
+        write_tables(Root(folder), rows)
+        compare(config, pool, *sources_of(config, []))
+    return pool.seconds
+
+
+class OneByOne:
+    """The pool of the step without a cluster, on one core: tasks are timed by name."""
+
+    cpus = node_cpus = 1
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def map(self, function: Callable, calls: Sequence[tuple], threads: int = 1, gpu: bool = False) -> Iterator[Any]:
+        for call in calls:
+            started = time.process_time()
+            value = function(*call)
+            took = time.process_time() - started
+            self.seconds[function.__name__] = self.seconds.get(function.__name__, 0.0) + took
+            yield value
+
+
 def measure(size: int, radius: int, two: bool) -> float:
-    """Return the seconds in which one block meets itself, or two blocks of that size each other."""
+    """Return the core seconds in which one block meets itself, or two blocks of that size each other."""
     words = crawl_hashes(2 * size if two else size, seed=1)[None]
     relation, rows = NearByHash(words_WN=words, radius=radius), np.arange(words.shape[1])
-    started = time.perf_counter()
+    started = time.process_time()
     _ = relation.met(rows[:size], rows[size:]) if two else relation.marked(rows)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def cost(seconds: list[float], block: int) -> float:
-    """Return the fitted seconds a + b of a task on blocks of `block` hashes, neither below 0."""
+    """Return the fitted core seconds a + b of a task on blocks of `block` hashes, neither below 0."""
     sizes = np.array(SIZES, float)
     terms = np.stack([sizes, sizes**2], axis=1) / np.array([block, block**2])
     relative = terms / np.array(seconds)[:, None]

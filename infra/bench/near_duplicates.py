@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--faiss-radius", type=int, default=3, help="faiss takes minutes above it at 1 million")
     parser.add_argument("--imagededup-most", type=int, default=5_000)
     arguments = parser.parse_args()
+    seconds: dict[tuple[int, int], float] = {}
     for count in arguments.count:
         for radius in arguments.radius:
             contenders: dict[str, Callable[[int, int], dict]] = {"darkroom": darkroom}
@@ -49,7 +50,19 @@ def main() -> None:
             if count <= arguments.imagededup_most and radius <= arguments.faiss_radius:
                 contenders["imagededup_bktree"] = imagededup_bktree
             found = {name: apart(contender, count, radius) for name, contender in contenders.items()}
+            seconds[count, radius] = found["darkroom"]["seconds"]
             print(json.dumps(line(count, radius, found)), flush=True)
+    print(json.dumps(growth(seconds)), flush=True)
+
+
+def growth(seconds: dict[tuple[int, int], float]) -> dict[str, object]:
+    """Return by radius how many times as long the join takes for ten times as many hashes."""
+    told = {
+        f"{count} r={radius}": round(seconds[10 * count, radius] / took, 1)
+        for (count, radius), took in seconds.items()
+        if (10 * count, radius) in seconds
+    }
+    return {"bench": "near_duplicates_growth", "times_for_ten_times_as_many": told}
 
 
 def line(count: int, radius: int, found: dict[str, dict]) -> dict[str, object]:

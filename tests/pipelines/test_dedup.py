@@ -224,11 +224,18 @@ def test_copies_in_the_index_cost_no_square(tmp_path):
 
 def test_the_spelling_of_a_root_does_not_make_it_another_corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = write_tables(tmp_path / "a", [random_rows(1, 30)], index=str(tmp_path / "index"))
+    config = write_tables(tmp_path / "a", [random_rows(1, 30)], index=str(tmp_path / "in[d]ex*"))
     before = published(config)
     again = replace(config, root="./a")
     assert earlier_entries(again) == []
     assert published(again) == before
+
+
+def test_an_embedding_that_is_no_number_is_named(tmp_path):
+    rows = random_rows(1, 5)
+    rows[3]["embedding"] = np.full_like(rows[3]["embedding"], np.nan)
+    with pytest.raises(ValueError, match=f"crawl-00000: the embedding of {rows[3]['uid']} is not finite"):
+        run(write_tables(tmp_path, [rows], **SEMANTIC))
 
 
 def test_settings_that_cannot_hold_together_are_refused():

@@ -25,9 +25,11 @@ MEMBERS = [
     ("b", "b0", "a0", "a0", "perceptual", 2.0, "resolution"),
     ("b", "b1", "old", "old", "perceptual", 4.0, "resolution"),
     ("b", "b2", "b2", "b2", None, None, None),
+    ("b", "v0", "v0", "v0", "eval_set", None, None),
+    ("b", "v1", "v0", "v0", "eval_set", 3.0, "earlier"),
     *(("b", f"e{n:02d}", "e00", None, "error_image", None, None) for n in range(14)),
 ]
-"""A survivor with members in two fragments, one of an earlier corpus, one alone, and an error image."""
+"""A survivor with members in two fragments, one of an earlier corpus, one alone, an evaluation set, and an error image."""
 
 
 def write_root(folder: Path) -> CurationConfig:
@@ -42,7 +44,7 @@ def write_root(folder: Path) -> CurationConfig:
     for name, uid, cluster_id, survivor_uid, kind, distance, won_by in MEMBERS:
         place = {"shard": SHARD, "offset": starts[uid], "num_bytes": len(pictures[uid])}
         sample_rows[name].append({"uid": uid, "status": "ok", **place})
-        said = {"kind": kind, "distance": distance, "is_survivor": uid == survivor_uid, "won_by": won_by}
+        said = {"kind": kind, "distance": distance, "is_survivor": kind is None, "won_by": won_by}
         duplicate_rows[name].append({"uid": uid, "cluster_id": cluster_id, "survivor_uid": survivor_uid, **said})
     write_table(root, "samples", samples.SCHEMA, sample_rows)
     write_table(root, "duplicates", duplicates.SCHEMA, duplicate_rows)
@@ -64,8 +66,9 @@ def test_the_largest_clusters_are_drawn(tmp_path):
         "01-e00.png  14 members, 12 shown",
         "02-a0.png  3 members, 3 shown",
         "03-old.png  2 members, 2 shown",
+        "04-v0.png  2 members, 2 shown",
     ]
-    assert [path.name for path in sorted(out.iterdir())] == ["01-e00.png", "02-a0.png", "03-old.png"]
+    assert [path.name[:2] for path in sorted(out.iterdir())] == ["01", "02", "03", "04"]
     middle, edge = (CELL_PX // 2, LINE_PX + CELL_PX // 2), (1, LINE_PX + CELL_PX // 2)
     with Image.open(out / "02-a0.png") as mixed:
         assert mixed.width == 3 * CELL_PX
@@ -75,6 +78,9 @@ def test_the_largest_clusters_are_drawn(tmp_path):
     with Image.open(out / "03-old.png") as earlier:
         assert earlier.getpixel(edge) == SURVIVOR_COLOUR
         assert earlier.getpixel(middle) == GREY
+    with Image.open(out / "04-v0.png") as evaluation:
+        assert evaluation.getpixel(edge) == SURVIVOR_COLOUR
+        assert evaluation.getpixel(middle) != GREY
     with Image.open(out / "01-e00.png") as errors:
         assert errors.getpixel(edge) != SURVIVOR_COLOUR
 
@@ -86,7 +92,8 @@ def test_one_kind_and_the_largest_only(tmp_path):
         "02-old.png  2 members, 2 shown",
     ]
     assert list(strips(config, out, largest=1)) == ["01-e00.png  14 members, 12 shown"]
-    assert list(strips(config, out, largest=1, kind="eval_set")) == []
+    assert list(strips(config, out, largest=1, kind="eval_set")) == ["01-v0.png  2 members, 2 shown"]
+    assert list(strips(config, out, largest=1, kind="semantic")) == []
     with pytest.raises(ValueError, match="largest = 0"):
         list(strips(config, out, largest=0))
 
