@@ -107,26 +107,59 @@ def _place(words, shift, first, following, order):
         following[value] += 1
 
 
-@intrinsic
-def any_near_wide(_, address, radius, own):
-    """Return non-zero where any of WIDE_LANES hashes of one word from `address` on is within the radius.
+def _any_near(num_rows: int, whole: bool):  # noqa: ANN202 - numba's own type
+    """Return a compiled function that tells whether any of some hashes is near any of WIDE_LANES others.
 
-    One comparison for the smallest of four vectors of distances: half the work of `near_lanes_1`.
+    One comparison for the smallest of all distances; each of the others is loaded once for all rows.
+    Where not `whole`, only `left` of the others exist.
     """
     vector = ir.VectorType(ir.IntType(64), 8)
 
     def generate(context, builder, signature, arguments):
-        address, radius, own = arguments
-        own_8, nearest = _spread(builder, own, vector), None
+        address, left, limit, *own = arguments
+        own_8 = [_spread(builder, word, vector) for word in own]
+        far, nearest = ir.Constant(vector, [64] * 8), None
         for part in range(WIDE_LANES // 8):
             pointer = builder.inttoptr(builder.add(address, ir.Constant(address.type, 64 * part)), vector.as_pointer())
-            others = builder.load(pointer, align=8)
-            count = _call(builder, "llvm.ctpop.v8i64", vector, builder.xor(others, own_8))
-            nearest = count if nearest is None else _call(builder, "llvm.umin.v8i64", vector, nearest, count)
-        near = builder.icmp_unsigned("<=", nearest, _spread(builder, radius, vector))
+            if whole:
+                others = builder.load(pointer, align=8)
+            else:
+                lanes = ir.Constant(vector, list(range(8 * part, 8 * part + 8)))
+                exists = builder.icmp_unsigned("<", lanes, _spread(builder, left, vector))
+                align = ir.Constant(ir.IntType(32), 8)
+                others = _call(builder, "llvm.masked.load.v8i64.p0", vector, pointer, align, exists, far)
+            for word in own_8:
+                count = _call(builder, "llvm.ctpop.v8i64", vector, builder.xor(others, word))
+                count = count if whole else builder.select(exists, count, far)
+                nearest = count if nearest is None else _call(builder, "llvm.umin.v8i64", vector, nearest, count)
+        near = builder.icmp_unsigned("<=", nearest, _spread(builder, limit, vector))
         return builder.zext(builder.bitcast(near, ir.IntType(8)), ir.IntType(64))
 
-    return types.uint64(types.intp, types.uint64, types.uint64), generate
+    return types.uint64(types.intp, types.uint64, types.uint64, *[types.uint64] * num_rows), generate
+
+
+@intrinsic
+def any_near_1(_, address, left, limit, own):
+    """Return non-zero where any of WIDE_LANES hashes of one word from `address` on is within the limit."""
+    return _any_near(1, whole=True)
+
+
+@intrinsic
+def any_near_1_left(_, address, left, limit, own):
+    """Return the same where only `left` of them exist."""
+    return _any_near(1, whole=False)
+
+
+@intrinsic
+def any_near_4(_, address, left, limit, own_0, own_1, own_2, own_3):
+    """Return the same for four hashes at once."""
+    return _any_near(4, whole=True)
+
+
+@intrinsic
+def any_near_4_left(_, address, left, limit, own_0, own_1, own_2, own_3):
+    """Return the same for four hashes at once where only `left` of the others exist."""
+    return _any_near(4, whole=False)
 
 
 def _spread(builder, value, vector):  # noqa: ANN001, ANN202 - llvmlite's own types

@@ -23,7 +23,10 @@ from curate.dedup.bands import (
     LANES,
     WIDE_LANES,
     Layout,
-    any_near_wide,
+    any_near_1,
+    any_near_1_left,
+    any_near_4,
+    any_near_4_left,
     band_limits,
     layout,
     lowest_bit,
@@ -34,7 +37,11 @@ from curate.dedup.bands import (
 )
 
 PAIRS_PER_PIECE = 1 << 18
+"""LEAST_PIECE or more, or no row would ever have room."""
 ROWS_PER_TASK = 1 << 15
+ROWS = 4
+"""Rows that are compared at a time."""
+LEAST_PIECE = ROWS * WIDE_LANES
 SMALL = 2048
 """Fewer hashes are compared each with each."""
 MIN_CUT = 4096
@@ -165,16 +172,17 @@ def _scan(
     Pairs that agree within its limit on one of the `earlier` (band, limit) are left out: that band has found them.
     """
     nothing = np.empty((4, 0), np.uint64)
-    confirm_left, confirm_right = (side.words_4N for side in search.confirm) if search.confirm else (nothing, nothing)
-    confirm_radius = search.confirm[0].radius if search.confirm else -1
+    confirm = (nothing, nothing, -1)
+    if search.confirm is not None:
+        confirm = (search.confirm[0].words_4N, search.confirm[1].words_4N, search.confirm[0].radius)
+    sides = [(side.words_WN, side.order, side.starts) for side in (left, right)]
 
     def work(value: int, stop: int, mask_at: int, row: int, at: int) -> tuple[np.ndarray, tuple[int, ...] | None]:
         pairs = np.empty((PAIRS_PER_PIECE, 2), np.int64)
+        place = (value, stop, mask_at, row, at)
         found, value, *rest = _scan_buckets(
-            left.words_WN, left.order, left.starts, right.words_WN, right.order, right.starts,
-            differences, search.radius, itself, large, earlier,
-            confirm_left, confirm_right, confirm_radius, value, stop, mask_at, row, at, pairs,
-        )  # fmt: skip
+            *sides, differences, search.radius, itself, large, earlier, confirm, place, pairs
+        )
         return pairs[:found].copy(), (value, stop, *rest) if value < stop else None
 
     edges = np.unique(np.searchsorted(left.starts, np.arange(0, left.starts[-1], ROWS_PER_TASK)))
@@ -204,61 +212,93 @@ def _landed(search: _Search, work, flying: set[Future]) -> tuple[set[Future], li
 
 
 @njit(nogil=True, cache=True)
-def _scan_buckets(
-    left, left_order, left_starts, right, right_order, right_starts, differences, radius, itself, large, earlier,
-    confirm_left, confirm_right, confirm_radius, value, stop, mask_at, row, at, pairs,
-):  # fmt: skip
-    """Write the pairs of buckets value..stop; return their number and where to go on when `pairs` is full.
+def _scan_buckets(left, right, differences, radius, itself, large, earlier, confirm, place, pairs):
+    """Write the pairs of the buckets from a place on; return their number and where to go on when `pairs` is full.
 
-    `row` is the row of the left bucket and `at` the row of the right one to go on with, -1 for the first.
+    A place is (bucket, last bucket, number of the difference, row of the left bucket, row of the
+    right one); -1 is the first row.
     """
-    found, room = 0, len(pairs) - LANES
-    limit = np.uint64(radius)
-    base, stride = right.ctypes.data, 8 * right.shape[1]
-    four = left.shape[0] == 4
+    value, stop, mask_at, row, at = place
+    left_starts, right_starts, found = left[2], right[2], 0
     while value < stop:
         first_row, last_row = left_starts[value], left_starts[value + 1]
         while mask_at < len(differences) and first_row < last_row:
             other = value ^ differences[mask_at]
             first, last = right_starts[other], right_starts[other + 1]
             both_large = last_row - first_row > large and last - first > large
-            if (itself and other < value) or both_large or first == last:
-                mask_at += 1
-                continue
-            row = max(row, first_row)
-            while row < last_row:
-                own_0 = left[0, row]
-                own_1, own_2, own_3 = (left[1, row], left[2, row], left[3, row]) if four else (own_0, own_0, own_0)
-                if at < 0:
-                    at = row + 1 if itself and other == value else first
-                while at < last:
-                    if not four and at + WIDE_LANES <= last and not any_near_wide(base + 8 * at, limit, own_0):
-                        at += WIDE_LANES
-                        continue
-                    if found > room:
-                        return found, value, mask_at, row, at
-                    left_over = np.uint64(last - at)
-                    if four:
-                        bits = near_lanes_4(base + 8 * at, stride, left_over, limit, own_0, own_1, own_2, own_3)
-                    else:
-                        bits = near_lanes_1(base + 8 * at, stride, left_over, limit, own_0)
-                    while bits:
-                        hit = at + np.int64(lowest_bit(bits))
-                        bits &= bits - np.uint64(1)
-                        if _is_found(left, row, right, hit, earlier):
-                            continue
-                        i, j = left_order[row], right_order[hit]
-                        if confirm_radius < 0 or _is_confirmed(confirm_left, i, confirm_right, j, confirm_radius):
-                            pairs[found, 0], pairs[found, 1] = i, j
-                            found += 1
-                    at += LANES
-                row += 1
-                at = -1
-            row = -1
-            mask_at += 1
-        mask_at = 0
-        value += 1
+            if not ((itself and other < value) or both_large or first == last):
+                rows, columns = (max(row, first_row), last_row), (first, last, at)
+                triangle = itself and other == value
+                found, row, at = _meet(left, right, rows, columns, triangle, radius, earlier, confirm, pairs, found)
+                if row < last_row:
+                    return found, value, mask_at, row, at
+            row, at, mask_at = -1, -1, mask_at + 1
+        mask_at, value = 0, value + 1
     return found, value, 0, -1, -1
+
+
+@njit(nogil=True, cache=True)
+def _meet(left, right, rows, columns, triangle, radius, earlier, confirm, pairs, found):
+    """Write the near pairs of two buckets; return their number and where to go on, the last row when done.
+
+    In a triangle, a bucket that meets itself, each row meets those after it. Rows of one word are
+    taken four at a time.
+    """
+    row, last_row = rows
+    first, last, at = columns
+    words, limit, one_word = left[0], np.uint64(radius), left[0].shape[0] == 1
+    base = right[0].ctypes.data
+    while row < last_row:
+        together = ROWS if one_word and not triangle and row + ROWS <= last_row else 1
+        if at < 0:
+            at = row + 1 if triangle else first
+        while at < last:
+            ahead, count = base + 8 * at, np.uint64(last - at)
+            if together == ROWS:
+                own = words[0, row], words[0, row + 1], words[0, row + 2], words[0, row + 3]
+                near = (
+                    any_near_4(ahead, count, limit, *own)
+                    if count >= WIDE_LANES
+                    else any_near_4_left(ahead, count, limit, *own)
+                )
+            elif one_word:
+                own_1 = words[0, row]
+                near = (
+                    any_near_1(ahead, count, limit, own_1)
+                    if count >= WIDE_LANES
+                    else any_near_1_left(ahead, count, limit, own_1)
+                )
+            else:
+                near = np.uint64(1)
+            if near:
+                if found + together * WIDE_LANES > len(pairs):
+                    return found, row, at
+                for each in range(row, row + together):
+                    for lane in range(at, min(at + WIDE_LANES, last), LANES):
+                        found = _write(left, right, each, lane, last, limit, earlier, confirm, pairs, found)
+            at += WIDE_LANES
+        row, at = row + together, -1
+    return found, row, at
+
+
+@njit(nogil=True, cache=True)
+def _write(left, right, row, at, last, limit, earlier, confirm, pairs, found):
+    """Write the near pairs of a row and LANES others; return their number so far."""
+    words, others = left[0], right[0]
+    base, stride, count = others.ctypes.data, 8 * others.shape[1], np.uint64(last - at)
+    if words.shape[0] == 1:
+        bits = near_lanes_1(base + 8 * at, stride, count, limit, words[0, row])
+    else:
+        own = words[0, row], words[1, row], words[2, row], words[3, row]
+        bits = near_lanes_4(base + 8 * at, stride, count, limit, *own)
+    while bits:
+        hit = at + np.int64(lowest_bit(bits))
+        bits &= bits - np.uint64(1)
+        i, j = left[1][row], right[1][hit]
+        if not _is_found(words, row, others, hit, earlier) and _is_confirmed(confirm, i, j):
+            pairs[found, 0], pairs[found, 1] = i, j
+            found += 1
+    return found
 
 
 @njit(nogil=True, cache=True)
@@ -273,8 +313,11 @@ def _is_found(left, row, right, hit, earlier):
 
 
 @njit(nogil=True, cache=True)
-def _is_confirmed(left, i, right, j, radius):
+def _is_confirmed(confirm, i, j):
+    """Return whether the second hashes are near, too; a radius below 0 asks for none."""
+    left, right, radius = confirm
     distance = np.uint64(0)
-    for word in range(4):
-        distance += popcount(left[word, i] ^ right[word, j])
-    return distance <= np.uint64(radius)
+    if radius >= 0:
+        for word in range(4):
+            distance += popcount(left[word, i] ^ right[word, j])
+    return radius < 0 or distance <= np.uint64(radius)

@@ -44,7 +44,8 @@ def near_duplicates(hashes: np.ndarray, radius: int, rank: np.ndarray | None = N
 
     `hashes` is uint64 (N,); near means Hamming distance <= `radius` (0..16). The smaller `rank`
     (int64 (N,), default the position) wins, then the smaller position. Raises ValueError for
-    another radius, type or length.
+    another radius, type or length. Hashes of imagehash become words by
+    `np.array([int(str(each), 16) for each in hashes], np.uint64)`.
 
     >>> near_duplicates(np.array([0b0000, 0b0001, 0b0011, 0xFF00], np.uint64), radius=1).tolist()
     [0, 0, 2, 3]

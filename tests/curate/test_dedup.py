@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from curate import ranking
 from curate.dedup import hamming, near_duplicates
-from curate.dedup.bands import LANES, WIDE_LANES, band_limits, layout
-from curate.dedup.hamming import Confirm, near_pairs
+from curate.dedup.bands import WIDE_LANES, band_limits, layout
+from curate.dedup.hamming import LEAST_PIECE, Confirm, near_pairs
 from curate.dedup.relations import NearByHash, first_equal
 from curate.dedup.survivors import survivors
 from curate.hashes import pdq256, phash64
@@ -92,9 +92,9 @@ def test_all_near_pairs_are_found_and_no_others(words, radius, itself):
 def test_a_full_piece_is_continued(monkeypatch):
     hashes = planted(np.random.default_rng(2), 1, 3000, 2)
     expected = np.unique(np.sort(np.concatenate(list(near_pairs(hashes, None, 3))), axis=1), axis=0)
-    monkeypatch.setattr(hamming, "PAIRS_PER_PIECE", LANES + 5)
+    monkeypatch.setattr(hamming, "PAIRS_PER_PIECE", LEAST_PIECE + 5)
     pieces = list(near_pairs(hashes, None, 3))
-    assert max(map(len, pieces)) <= LANES + 5
+    assert max(map(len, pieces)) <= LEAST_PIECE + 5
     assert np.array_equal(np.unique(np.sort(np.concatenate(pieces), axis=1), axis=0), expected)
 
 
@@ -105,6 +105,8 @@ def test_lanes_beyond_the_last_hash_never_match():
         expected = np.argwhere(np.triu(bits_between(hashes, hashes) <= 1, 1))
         found = np.concatenate([np.empty((0, 2), np.int64), *near_pairs(hashes, None, 1)])
         assert np.array_equal(np.unique(np.sort(found, axis=1), axis=0), expected)
+        others = np.zeros((1, 9), np.uint64)  # near to each single bit
+        assert len(np.concatenate(list(near_pairs(others, hashes, 1)))) == 9 * count
 
 
 def test_a_second_hash_confirms():

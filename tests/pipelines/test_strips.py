@@ -29,7 +29,7 @@ MEMBERS = [
     ("b", "v1", "v0", "v0", "eval_set", 3.0, "earlier"),
     *(("b", f"e{n:02d}", "e00", None, "error_image", None, None) for n in range(14)),
 ]
-"""A survivor with members in two fragments, one of an earlier corpus, one alone, an evaluation set, and an error image."""
+"""A survivor with members in two fragments, one of an earlier corpus, one alone, an evaluation set, an error image."""
 
 
 def write_root(folder: Path) -> CurationConfig:
