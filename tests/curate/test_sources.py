@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from curate.config import DumpSource, WebSource
-from curate.crawl import discard_cut_off, finished, list_files, read_lists
+from curate.crawl.download import discard_cut_off, finished
+from curate.crawl.lists import list_files, read_lists
 from curate.dump import list_dump
 from curate.sample import sample_uid
 
@@ -99,6 +100,7 @@ def write_download(folder, stem, tar: bytes):
     folder.mkdir(exist_ok=True)
     (folder / f"{stem}.tar").write_bytes(tar)
     pd.DataFrame({"chunk": [f"s-{stem}"], "uid": ["u"], "key": ["0"]}).to_parquet(folder / f"{stem}.parquet")
+    pd.DataFrame({"uid": ["u"]}).to_parquet(folder / f"{stem}_outcomes.parquet")
     (folder / f"{stem}_stats.json").write_text("{}")
 
 
@@ -106,7 +108,11 @@ def test_a_cut_off_shard_is_not_taken_for_done(tmp_path):
     write_download(tmp_path / "a", "00000", b"x" * 512 + bytes(1024))
     write_download(tmp_path / "a", "00001", b"x" * 1024)
     write_download(tmp_path / "a", "00002", b"x" * 512 + bytes(1024))
+    write_download(tmp_path / "a", "00003", b"x" * 512 + bytes(1024))
+    write_download(tmp_path / "a", "00004", b"x" * 512 + bytes(1024))
     (tmp_path / "a" / "00002.parquet").unlink()
+    (tmp_path / "a" / "00003_outcomes.parquet").unlink()
+    (tmp_path / "a" / "00004_outcomes.parquet").write_bytes(b"PAR1 cut off")
     assert finished(str(tmp_path)) == {"s-00000": str(tmp_path / "a" / "00000")}
     discard_cut_off(str(tmp_path))
     assert [path.name for path in sorted((tmp_path / "a").glob("*_stats.json"))] == ["00000_stats.json"]

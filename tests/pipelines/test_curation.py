@@ -15,10 +15,11 @@ import webdataset
 
 from curate.hashes import phash64_and_turned
 from curate.image import decode
-from schemas import captions, duplicates, features, samples, scores, selection, shards
+from schemas import captions, duplicates, features, fetches, samples, scores, selection, shards
 from tests.pipelines.small_run import origin, run, settings, write_sources
 
 COLUMNS = {
+    "fetches": fetches.SCHEMA.names,
     "samples": samples.SCHEMA.names,
     "features": features.schema(128).names,
     "captions": captions.SCHEMA.names,
@@ -56,10 +57,10 @@ def test_every_row_has_one_verdict(curated):
     }
     expected = {
         "small.png": "too_small",
-        "opted-out.jpg": "opted_out",
+        "opted-out.jpg": "opt_out_x_robots_tag",
         "cut.jpg": "truncated",
         "page.jpg": "not_an_image",
-        "nowhere.jpg": "http_status",
+        "nowhere.jpg": "http_gone",
         "lost.png": "missing_file",
         "45.png": "caption_missing",
         None: "missing_url",
