@@ -43,6 +43,8 @@ class WebSource:
     """Name of the source, part of every uid."""
     url_list: str
     """File or glob (fsspec URL) of parquet, CSV, TSV or JSONL lists."""
+    column_names: tuple[str, ...] = ()
+    """Names of the columns in CSV and TSV lists without a header line."""
     url_column: str = "url"
     """Column with the image URL."""
     caption_column: str = "caption"

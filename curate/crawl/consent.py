@@ -22,7 +22,7 @@ def x_robots_opt_out(values: Sequence[str], token: str, directives: Collection[s
         robot = "*"
         for part in value.lower().split(","):
             name, colon, rest = (word.strip() for word in part.partition(":"))
-            if colon and name not in VALUED:
+            if colon and " " not in name and name not in VALUED:
                 robot, name = name, rest
             meant = "noindex" if name == "none" else name
             if robot in ("*", token.lower()) and meant in directives:

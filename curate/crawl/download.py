@@ -1,9 +1,10 @@
-"""Downloads of crawls: img2dataset on Ray cuts, spreads and writes; each request is made by this package's fetcher.
+"""Downloads of crawls: img2dataset on Ray cuts and spreads; each request is made by this package's fetcher.
 
 img2dataset asks any address, follows any redirect, looks at opt-outs after the GET, retries at once
 or never, and takes a shard for done when its statistics exist. So the function in its workers that
-fetches one URL is replaced (`GuardedDownloader`), what became of each row is written beside each
-shard, and a shard counts as done when all of its files are whole.
+fetches one URL is replaced (`GuardedDownloader`), and its writer by one without its overhead; what
+became of each row is written beside each shard, and a shard counts as done when all of its files
+are whole.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import posixpath
 import signal
 import sys
-import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,11 +25,13 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from curate import sample
 from curate.config import IngestConfig
 from curate.crawl.alarm import ALARMING, Alarm
 from curate.crawl.fetcher import SIGNALS, Fetcher, Outcome
+from curate.tar import TarShard
 
 OUTCOMES = pa.schema(
     [
@@ -46,6 +49,15 @@ OUTCOMES = pa.schema(
         ("counted", pa.bool_()),
     ]
 )
+WRITTEN = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("chunk", pa.string()),
+        ("sha256", pa.string()),
+        ("offset", pa.int64()),
+        ("num_bytes", pa.int64()),
+    ]
+)
 
 
 def download(input_folder: str, output_folder: str, config: IngestConfig, requests_per_host: int, log: Path) -> None:
@@ -59,10 +71,10 @@ def download(input_folder: str, output_folder: str, config: IngestConfig, reques
     import img2dataset
 
     program = sys.modules["img2dataset.main"]  # as an attribute, the name is a function
-    theirs = program.Downloader  # type: ignore[attr-defined]
+    theirs = program.Downloader, program.LoggerProcess  # type: ignore[attr-defined]
     before = signal.getsignal(signal.SIGINT)
-    guarded = partial(_guarded, theirs, config, requests_per_host)
-    program.Downloader = guarded  # type: ignore[attr-defined]
+    guarded = partial(_guarded, theirs[0], config, requests_per_host)
+    program.Downloader, program.LoggerProcess = guarded, _NoLogger  # type: ignore[attr-defined]
     try:
         with _stdout_to(log):
             img2dataset.download(
@@ -80,12 +92,12 @@ def download(input_folder: str, output_folder: str, config: IngestConfig, reques
                 distributor="ray",
             )
     finally:
-        program.Downloader = theirs  # type: ignore[attr-defined]
+        program.Downloader, program.LoggerProcess = theirs  # type: ignore[attr-defined]
         signal.signal(signal.SIGINT, before)
 
 
 def _guarded(theirs: Any, settings: IngestConfig, requests_per_host: int, **options: Any) -> GuardedDownloader:
-    return GuardedDownloader(theirs(**options), settings, requests_per_host)
+    return GuardedDownloader(theirs(**options | {"sample_writer_class": _Writer}), settings, requests_per_host)
 
 
 class GuardedDownloader:
@@ -117,6 +129,46 @@ class GuardedDownloader:
 def _fetcher(settings: IngestConfig, requests_per_host: int) -> Fetcher:
     """One for each process: what it knows of hosts outlives a shard."""
     return Fetcher(settings, requests_per_host)
+
+
+class _Writer:
+    """Takes the place of img2dataset's WebDataset writer: bytes to a tar, their place and sha256 to a table.
+
+    It writes no captions, no JSON and no extended headers, which cost more than the bytes.
+    """
+
+    def __init__(self, number: int, folder: str, _: bool, digits: int, *__: Any) -> None:
+        fs, path = fsspec.core.url_to_fs(f"{folder}/{number:0{digits}d}")
+        self._fs, self._path, self._rows = fs, path, []  # type: ignore[var-annotated]
+        self._file = fs.open(path + ".tar", "wb")
+        self._tar = TarShard(self._file)
+
+    def write(self, image: bytes | None, key: str, _: str | None, meta: dict[str, Any]) -> None:
+        """Keep one row, with its image where one came in."""
+        row = {name: meta[name] for name in ("uid", "chunk", "sha256")}
+        if image is not None:
+            row |= {"offset": self._tar.add(key, image), "num_bytes": len(image)}
+        self._rows.append(row)
+
+    def close(self) -> None:
+        """End both files; the table comes second."""
+        self._tar.close()
+        self._file.close()
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(self._rows, schema=WRITTEN), buffer)
+        self._fs.pipe_file(self._path + ".parquet", buffer.getvalue())
+
+
+class _NoLogger:
+    """Stands for img2dataset's process that prints statistics: it takes seconds to start, and nobody reads them."""
+
+    def __init__(self, *_: Any) -> None:
+        self.done_shards: set[int] = set()
+
+    def start(self) -> None:
+        return
+
+    join = terminate = start
 
 
 class _Shard:
@@ -224,17 +276,26 @@ def _ends_with(fs: fsspec.AbstractFileSystem, path: str, mark: bytes) -> bool:
 def read_download(
     fs: fsspec.AbstractFileSystem, stem: str
 ) -> tuple[dict[str, dict[str, Any]], Iterator[tuple[str, bytes]]]:
-    """Return what became of each uid, with the sha256 of what came in, and a stream of (uid, image bytes)."""
+    """Return what became of each uid, with the sha256 of what came in, and the images (uid, bytes) by uid.
+
+    The order in the tar is that of the answers, so it is not the same in two runs.
+    """
     outcomes = pq.read_table(io.BytesIO(fs.cat_file(stem + "_outcomes.parquet"))).to_pylist()
-    records = pq.read_table(io.BytesIO(fs.cat_file(stem + ".parquet")), columns=["key", "uid", "sha256"]).to_pylist()
-    by_key = {record["key"]: record["uid"] for record in records}
-    hashes = {record["uid"]: record["sha256"] for record in records}
+    written = {row["uid"]: row for row in pq.read_table(io.BytesIO(fs.cat_file(stem + ".parquet"))).to_pylist()}
+    for outcome in outcomes:
+        outcome["downloaded_sha256"] = written[outcome["uid"]]["sha256"] if outcome["uid"] in written else None
+    places = sorted((uid, row["offset"], row["num_bytes"]) for uid, row in written.items() if row["offset"] is not None)
+    return {outcome["uid"]: outcome for outcome in outcomes}, _images(fs, stem + ".tar", places)
 
-    def images() -> Iterator[tuple[str, bytes]]:
-        with fs.open(stem + ".tar", "rb") as file, tarfile.open(fileobj=file, mode="r|") as archive:
-            for member in archive:
-                key, _, ending = member.name.partition(".")
-                if member.isfile() and ending not in ("txt", "json") and key in by_key:
-                    yield by_key[key], archive.extractfile(member).read()  # type: ignore[union-attr]
 
-    return {row["uid"]: row | {"downloaded_sha256": hashes.get(row["uid"])} for row in outcomes}, images()
+def _images(
+    fs: fsspec.AbstractFileSystem, path: str, places: list[tuple[str, int, int]]
+) -> Iterator[tuple[str, bytes]]:
+    with tempfile.TemporaryDirectory() as folder:
+        local = path
+        if not isinstance(fs, LocalFileSystem):
+            local = f"{folder}/shard.tar"
+            fs.get_file(path, local)
+        with open(local, "rb") as file:
+            for uid, offset, num_bytes in places:
+                yield uid, os.pread(file.fileno(), num_bytes, offset)

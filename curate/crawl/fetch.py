@@ -57,10 +57,10 @@ class Web:
         self._headers = {"User-Agent": user_agent(settings), "Accept-Encoding": "identity", "Accept": "*/*"}
 
     def get(
-        self, url: str, *, max_bytes: int, before_hop: Hop | None = None, before_body: Headers | None = None
+        self, url: str | Url, *, max_bytes: int, before_hop: Hop | None = None, before_body: Headers | None = None
     ) -> Reply:
         """Return the answer at the end of all redirects; raises FetchError for everything else."""
-        target, left_s = parsed(url), self._deadline_s
+        target, left_s = parsed(url) if isinstance(url, str) else url, self._deadline_s
         for _ in range(self._max_redirects + 1):
             if before_hop is not None:
                 before_hop(target)

@@ -71,15 +71,16 @@ class Fetcher:
     def _once(self, url: str) -> tuple[bytes | None, Outcome]:
         outcome = Outcome()
         try:
-            outcome.host = place(parsed(url))
+            target = parsed(url)
+            outcome.host = place(target)
             reply = self._web.get(
-                url,
+                target,
                 max_bytes=self._settings.max_bytes,
-                before_hop=lambda target: self._sites.check(target, outcome.signals),
+                before_hop=lambda hop: self._sites.check(hop, outcome.signals),
                 before_body=lambda _, response: self._heed_headers(response, outcome),
             )
             outcome.http_status = reply.http_status
-            outcome.final_url = reply.url if reply.url != parsed(url).url else None
+            outcome.final_url = reply.url if reply.url != target.url else None
             self._heed_file(reply.body, outcome)
             return reply.body, outcome
         except FetchError as error:

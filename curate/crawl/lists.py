@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import duckdb
 import fsspec
@@ -47,7 +47,7 @@ def read_lists(source: WebSource, files: list[str], rows_per_chunk: int) -> Iter
         fs, _ = fsspec.core.url_to_fs(files[0])
         if "file" not in fs.protocol:
             database.register_filesystem(fs)
-        reader = _reader(files)
+        reader = _reader(files, source.column_names)
         _check_columns(source, database.sql(f"SELECT * FROM {reader} LIMIT 0").columns)
         rows = database.sql(_distinct_rows(source, reader)).to_arrow_reader(rows_per_chunk)
         for chunk in _chunks(rows, rows_per_chunk):
@@ -58,18 +58,27 @@ def _spill_folder() -> str:
     return posixpath.join(tempfile.gettempdir(), "darkroom-duckdb")
 
 
-def _reader(files: list[str]) -> str:
+def _reader(files: list[str], column_names: Sequence[str]) -> str:
     """Return the DuckDB table function that reads the files."""
     paths = [file.removeprefix("file://") for file in files]
-    names = "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
+    names = _texts(paths)
     name = paths[0].removesuffix(".gz")
     if name.endswith(".parquet"):
         return f"read_parquet({names}, union_by_name=true)"
     if name.endswith((".jsonl", ".json", ".ndjson")):
         return f"read_json({names}, union_by_name=true)"
     if name.endswith((".csv", ".tsv")):
-        return f"read_csv({names}, header=true, all_varchar=true, union_by_name=true)"
+        columns = "header=true, union_by_name=true"
+        if column_names:  # as published for Conceptual Captions: no header line, and quotes are only quotes
+            columns = f"header=false, names={_texts(column_names)}" + (
+                ", delim='\t', quote=''" if name.endswith(".tsv") else ""
+            )
+        return f"read_csv({names}, {columns}, all_varchar=true)"
     raise ValueError(f"{files[0]}: URL lists are .parquet, .csv, .tsv or .jsonl")
+
+
+def _texts(values: Sequence[str]) -> str:
+    return "[" + ", ".join("'" + value.replace("'", "''") + "'" for value in values) + "]"
 
 
 def _check_columns(source: WebSource, found: list[str]) -> None:
