@@ -142,7 +142,7 @@ def test_run_json_tells_what_happened(curated):
     assert sum(sum(reasons.values()) for reasons in said["funnel"]["drops"].values()) == (~rows.keep).sum()
     assert said["config"]["embed"]["clip"]["allow_untrained"] is True
     assert said["versions"]["ray"]
-    assert said["crawl"]["statuses"] == {"ok": 15, "http_gone": 1, "missing_url": 1, "not_an_image": 1} | {
+    assert said["crawl"]["statuses"] == {"ok": 14, "http_gone": 2, "missing_url": 1, "not_an_image": 1} | {
         "opt_out_x_robots_tag": 1
     }
     assert [sum(counts.values()) for counts in said["crawl"]["hosts"].values()] == [18]
