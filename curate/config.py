@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,14 +43,73 @@ class WebSource:
     """Name of the source, part of every uid."""
     url_list: str
     """File or glob (fsspec URL) of parquet, CSV, TSV or JSONL lists."""
+    column_names: tuple[str, ...] = ()
+    """Names of the columns in CSV and TSV lists without a header line."""
     url_column: str = "url"
     """Column with the image URL."""
     caption_column: str = "caption"
     """Column with the caption."""
     license_column: str | None = None
     """Column with the licence, where there is one."""
+    sha256_column: str | None = None
+    """Column with the SHA-256 (hex) that the image had when it was listed; other bytes are refused."""
+    extra_columns: tuple[str, ...] = ()
+    """Columns that are kept as they are, together as one JSON object in `extra` of the samples table."""
     evaluation: bool = False
     """Keep it out of training, and with it every picture near one of its own."""
+
+
+CONSENT_SIGNALS = ("robots_txt", "tdmrep", "x_robots_tag", "tdm_header", "content_usage", "c2pa")
+RETRIED = (
+    "dns",
+    "timeout",
+    "deadline",
+    "connection",
+    "tls",
+    "http_refused",
+    "http_busy",
+    "http_server_error",
+    "host_paused",
+    "opt_out_unknown",
+    "download_error",
+)
+"""Classes of failure that may pass; the others stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """Whether, how often and when a class of failed requests is made again."""
+
+    status: str
+    """Class of failure, as in the samples table."""
+    runs: int = 3
+    """Runs in which a row may be asked, the first one counted."""
+    wait_s: float = 1.0
+    """Pause before the next attempt in the same run; twice as long each time."""
+    next_run_after_s: float = 3600.0
+    """Pause before the next run asks again; four times as long each time."""
+
+    def __post_init__(self) -> None:
+        require(self.status in RETRIED, "ingest.retry.status", self.status, f"use one of {', '.join(RETRIED)}")
+        require(self.runs > 0, f"ingest.retry[{self.status}].runs", self.runs, "must be at least 1")
+        require(self.wait_s >= 0, f"ingest.retry[{self.status}].wait_s", self.wait_s, "must be 0 or more")
+        pause_ok = self.next_run_after_s >= 0
+        require(pause_ok, f"ingest.retry[{self.status}].next_run_after_s", self.next_run_after_s, "must be 0 or more")
+
+
+RETRIES = (
+    RetryPolicy(status="dns", runs=2, next_run_after_s=86_400),
+    RetryPolicy(status="timeout"),
+    RetryPolicy(status="deadline", runs=2),
+    RetryPolicy(status="connection"),
+    RetryPolicy(status="tls", runs=2, next_run_after_s=86_400),
+    RetryPolicy(status="http_busy", runs=5, wait_s=2),
+    RetryPolicy(status="http_server_error"),
+    RetryPolicy(status="host_paused", runs=5),
+    RetryPolicy(status="opt_out_unknown"),
+    RetryPolicy(status="download_error"),
+)
+"""What may pass is asked again; names that do not resolve and broken certificates more rarely, refusals (403) never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +140,74 @@ class IngestConfig:
     """Rows for each raw shard, the unit of work and of repair."""
     download_threads: int = 64
     """Concurrent downloads for each shard."""
-    timeout_s: int = 10
+    timeout_s: float = 10
     """Time limit of a connection or of a silent read."""
+    deadline_s: float = 60
+    """Time limit of a whole download with its redirects, pauses not counted."""
     retries: int = 1
-    """Further attempts after a failed download."""
+    """Further attempts in the same run, for the classes of failure in `retry`."""
+    retry: tuple[RetryPolicy, ...] = RETRIES
+    """Classes of failure that are asked again, in this run and in later ones; the others never are."""
+    longest_wait_s: float = 20
+    """Longest pause within a run; whoever asks for a longer one is asked in a later run."""
+    max_bytes: int = 20_000_000
+    """Larger files are not read to their end, compressed answers not decompressed to theirs."""
+    max_redirects: int = 5
+    """Redirects that are followed, 0..5."""
+    ports: tuple[int, ...] = (80, 443, 8080, 8443)
+    """Ports that may be asked."""
+    allowed_networks: tuple[str, ...] = ()
+    """Networks beside the public internet that may be asked, on any port, such as 127.0.0.0/8 for a demonstration."""
+    requests_per_host: int = 8
+    """Concurrent requests to one host from all processes of the run, though each of them may make one."""
+    host_failures: int = 20
+    """Failures in a row after which a host is left alone for a while."""
+    host_pause_s: float = 120
+    """How long it is left alone."""
+    alarm_share: float | None = 0.9
+    """The run stops when more than this share of the last requests of a shard failed, 0..1; null never stops."""
+    alarm_requests: int = 500
+    """Requests over which that share is taken."""
     user_agent_token: str = "darkroom"
-    """Token that opt-out headers may address."""
+    """Name in the User-Agent header; robots.txt and opt-out headers may address it."""
+    contact: str | None = None
+    """Page or e-mail address in the User-Agent header, for the owners of the sites."""
+    consent: tuple[str, ...] = CONSENT_SIGNALS
+    """Signals that exclude an image: robots_txt, tdmrep, x_robots_tag, tdm_header, content_usage, c2pa."""
     opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noml", "noindex", "noimageindex")
     """X-Robots-Tag directives that exclude an image."""
+    allowed_licenses: tuple[str, ...] | None = None
+    """Licences, as the lists write them, whose images may be requested; null asks for all."""
 
     def __post_init__(self) -> None:
         require(self.rows_per_shard > 1, "ingest.rows_per_shard", self.rows_per_shard, "must be at least 2")
-        require(self.download_threads > 0, "ingest.download_threads", self.download_threads, "must be at least 1")
+        for name in ("download_threads", "timeout_s", "deadline_s", "max_bytes", "requests_per_host", "host_failures"):
+            require(getattr(self, name) > 0, f"ingest.{name}", getattr(self, name), "must be above 0")
+        for name in ("retries", "longest_wait_s", "host_pause_s"):
+            require(getattr(self, name) >= 0, f"ingest.{name}", getattr(self, name), "must be 0 or more")
+        require(0 <= self.max_redirects <= 5, "ingest.max_redirects", self.max_redirects, "must be 0..5")
+        share_ok = self.alarm_share is None or 0 < self.alarm_share < 1
+        require(share_ok, "ingest.alarm_share", self.alarm_share, "must be above 0 and below 1, or null")
+        require(self.alarm_requests > 1, "ingest.alarm_requests", self.alarm_requests, "must be at least 2")
+        known = set(self.consent) <= set(CONSENT_SIGNALS)
+        require(known, "ingest.consent", self.consent, f"use {', '.join(CONSENT_SIGNALS)}")
+        token = self.user_agent_token
+        plain = bool(token) and all(part.isalpha() for part in token.replace("_", "-").split("-"))
+        require(plain, "ingest.user_agent_token", token, "use letters, - and _ (RFC 9309)")
+        contact_ok = self.contact is None or (self.contact.isascii() and self.contact.isprintable())
+        require(contact_ok, "ingest.contact", self.contact, "use printable ASCII")
+        statuses = [policy.status for policy in self.retry]
+        require(len(statuses) == len(set(statuses)), "ingest.retry", statuses, "name each class once")
+        for network in self.allowed_networks:
+            require(_is_network(network), "ingest.allowed_networks", network, "use CIDR, such as 127.0.0.0/8")
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,43 @@ import hashlib
 OK = "ok"
 MISSING_URL = "missing_url"
 MISSING_FILE = "missing_file"
-DNS = "dns"
-TIMEOUT = "timeout"
-CONNECTION = "connection"
-HTTP_STATUS = "http_status"
-OPTED_OUT = "opted_out"
 EMPTY = "empty"
-DOWNLOAD_ERROR = "download_error"
 NOT_AN_IMAGE = "not_an_image"
 TOO_LARGE = "too_large"
 TRUNCATED = "truncated"
 DECODE_ERROR = "decode_error"
+
+# A crawl's requests: what was not asked for
+LICENSE_REFUSED = "license_not_allowed"
+NOT_REQUESTED = "not_requested"
+HOST_PAUSED = "host_paused"
+ADDRESS_REFUSED = "address_refused"
+
+# What failed on the way
+DNS = "dns"
+TIMEOUT = "timeout"
+DEADLINE = "deadline"
+CONNECTION = "connection"
+TLS = "tls"
+REDIRECTS = "redirects"
+HTTP_GONE = "http_gone"
+HTTP_REFUSED = "http_refused"
+HTTP_BUSY = "http_busy"
+HTTP_SERVER_ERROR = "http_server_error"
+HTTP_OTHER = "http_other"
+TOO_MANY_BYTES = "too_many_bytes"
+CONTENT_ENCODING = "content_encoding"
+HASH_MISMATCH = "hash_mismatch"
+DOWNLOAD_ERROR = "download_error"
+
+# What the owner does not want
+OPT_OUT_UNKNOWN = "opt_out_unknown"
+OPT_OUT_ROBOTS_TXT = "opt_out_robots_txt"
+OPT_OUT_TDMREP = "opt_out_tdmrep"
+OPT_OUT_X_ROBOTS_TAG = "opt_out_x_robots_tag"
+OPT_OUT_TDM_HEADER = "opt_out_tdm_header"
+OPT_OUT_CONTENT_USAGE = "opt_out_content_usage"
+OPT_OUT_C2PA = "opt_out_c2pa"
 
 
 def sample_uid(source: str, key: str, caption: str | None) -> str:
@@ -35,26 +61,12 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def download_status(message: str | None) -> str:
-    """Return the class of a downloader's error message.
-
-    The downloader reports only the text of Python's exception; the words below are those of
-    urllib, socket and http.client.
-    """
-    if message is None:
-        return OK
-    text = message.lower()
-    for words, status in _CLASSES:
-        if any(word in text for word in words):
-            return status
-    return DOWNLOAD_ERROR
-
-
-_CLASSES = (
-    (("x-robots-tag", "disallowed"), OPTED_OUT),
-    (("http error",), HTTP_STATUS),
-    (("name or service not known", "name resolution", "nodename nor servname", "no address associated"), DNS),
-    (("timed out", "timeout"), TIMEOUT),
-    (("refused", "reset", "unreachable", "remote end closed", "incompleteread", "broken pipe"), CONNECTION),
-    (("unknown url type", "no host given", "unsupported protocol"), MISSING_URL),
-)
+def http_class(status: int) -> str:
+    """Return the class of an HTTP status that is no success and no redirect."""
+    if status in (404, 410):
+        return HTTP_GONE
+    if status in (429, 503):
+        return HTTP_BUSY
+    if 400 <= status < 500:
+        return HTTP_REFUSED
+    return HTTP_SERVER_ERROR if 500 <= status < 600 else HTTP_OTHER

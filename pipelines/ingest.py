@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,66 +19,77 @@ from curate import sample
 from curate.config import CurationConfig
 from curate.image import UnreadableImage, read_header
 from curate.tar import TarShard
+from pipelines import crawl_report
 from pipelines.command import run_step
-from pipelines.ingest_crawls import crawled, download_folder, download_missing, url_fragment, url_step, web_fragments
+from pipelines.ingest_crawls import FETCH_SETTINGS, counts_of, crawled, fetch_crawls, fetched, url_fragment, url_step
 from pipelines.ingest_dumps import dump_fragments, dumped
-from pipelines.runner import Made, Report, Runner, Step, say, shaping
+from pipelines.runner import Made, Report, Runner, Step, say
 from pipelines.store import Root, scratch_file
-from schemas import samples
-
-SPEED = ("download_threads", "timeout_s", "retries")
-"""Settings that change no row that came in."""
+from schemas import fetches, samples
 
 
 def ingest(runner: Runner) -> list[Report]:
-    """Bring in every source; publish urls (crawls only) and samples."""
+    """Bring in every source; publish urls and fetches (crawls only) and samples."""
     config = runner.config
-    step = Step(table="samples", settings=shaping(config.ingest, *SPEED), build=_build)
+    step = Step(table="samples", settings=[], build=_build)
     wanted = [fragment for dump in config.dumps for fragment in dump_fragments(dump, config.ingest.rows_per_shard)]
     reports = []
     if config.web:
         reports.append(runner.run(url_step(config), [url_fragment(source) for source in config.web]))
-        web = web_fragments(runner.root)
-        stems = download_missing(runner, runner.missing(step, web))
-        wanted += [replace(f, arguments=(*f.arguments, stems.get(f.name))) for f in web]
+        report, web = fetch_crawls(runner, _fetch_step(config))
+        reports.append(report)
+        wanted += web
+        if report.made:
+            say("\n".join(crawl_report.lines(crawl_report.crawl_report(runner.root))))
     if not wanted:
         say("samples: the sources have no rows")
     report = runner.run(step, sorted(wanted, key=lambda fragment: fragment.name))
-    for source in config.web:
-        runner.root.remove(download_folder(source.name), recursive=True)
     return [*reports, report]
+
+
+def _fetch_step(config: CurationConfig) -> Step:
+    settings = {name: getattr(config.ingest, name) for name in FETCH_SETTINGS}
+    return Step(table="fetches", settings=settings, build=_build_fetches)
+
+
+def _build_fetches(config: CurationConfig) -> Any:
+    root = Root(config.root)
+
+    def keep(source: str, chunk: str, number: int, stem: str | None) -> Made:
+        rows = fetched(root, config.ingest, chunk, number, stem)
+        return _shard(f"{chunk}-r{number:02d}", rows, fetches.SCHEMA)
+
+    return keep
 
 
 def _build(config: CurationConfig) -> Any:
     root = Root(config.root)
 
     def bring_in(kind: str, *arguments: Any) -> Made:
-        rows = crawled(root, *arguments) if kind == "web" else dumped(*arguments)
-        name = arguments[1] if kind == "web" else f"{arguments[0].name}-{arguments[1]:05d}"
-        return _shard(name, rows)
+        if kind == "web":
+            return crawled(root, config.ingest, *arguments)
+        return _shard(f"{arguments[0].name}-{arguments[1]:05d}", dumped(*arguments), samples.SCHEMA)
 
     return bring_in
 
 
-def _shard(name: str, rows: Iterator[tuple[dict[str, Any], bytes | None]]) -> Made:
-    """Write the images to a tar, by uid, and return it with the rows of samples."""
+def _shard(name: str, rows: Iterator[tuple[dict[str, Any], bytes | None]], schema: pa.Schema) -> Made:
+    """Write the images to a tar, by uid, and return it with the rows of the table."""
     path = scratch_file(".tar")
     with path.open("wb") as file:
         shard = TarShard(file)
         done = [_stored(row, data, shard, f"raw/{name}.tar") for row, data in rows]
         shard.close()
     done.sort(key=lambda row: row["uid"])
-    counts: dict[str, int] = {}
-    for row in done:
-        counts[row["status"]] = counts.get(row["status"], 0) + 1
-    table = pa.Table.from_pylist(done, schema=samples.SCHEMA)
-    return Made(rows=table, files={f"raw/{name}.tar": path}, counts=counts)
+    table = pa.Table.from_pylist(done, schema=schema)
+    return Made(rows=table, files={f"raw/{name}.tar": path}, counts=counts_of(done))
 
 
 def _stored(row: dict[str, Any], data: bytes | None, shard: TarShard, shard_name: str) -> dict[str, Any]:
     if data is None:
         return row
-    row = row | {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    known = row.get("sha256") or hashlib.sha256(data).hexdigest()
+    row = row | {"num_bytes": len(data), "sha256": known}
     try:
         header = read_header(data)
     except UnreadableImage as error:

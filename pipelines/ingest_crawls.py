@@ -1,24 +1,50 @@
-"""Ingest of crawls: URL lists are cut into chunks, img2dataset downloads them, every listed row comes back."""
+"""Ingest of crawls: URL lists are cut into chunks, img2dataset downloads them in rounds, no listed row is lost."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-import threading
+import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 
-from curate import crawl, sample
-from curate.config import CurationConfig, WebSource
+from curate import sample
+from curate.config import CurationConfig, IngestConfig, WebSource
+from curate.crawl import download, lists
+from curate.crawl.retry import Tried, next_run_at_s
+from pipelines.crawl_report import Watch
 from pipelines.progress import Progress
-from pipelines.runner import Fragment, Made, Runner, Step, say
+from pipelines.runner import Fragment, Made, Report, Runner, Step, say
 from pipelines.store import Root, digest, fragments, parquet_bytes, scratch_file, table_file
+from schemas import samples, urls
+
+FETCH_SETTINGS = ("user_agent_token", "consent", "opt_out_directives")
+"""Settings whose change asks for everything again; the others hold for later requests."""
+LISTED = ("url", "caption", "license", "extra")
+NOT_ASKED = (sample.MISSING_URL, sample.LICENSE_REFUSED, sample.NOT_REQUESTED)
+
+
+class CrawlStopped(ValueError):
+    """The alarm went off: what came in is kept, the rest is asked for by the next run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A chunk of a crawl and the rounds of requests that were made for it."""
+
+    source: str
+    name: str
+    made_from: tuple[str, str]
+    rounds: int = 0
+
+    def fetches(self, number: int) -> Fragment:
+        name = f"{self.name}-r{number:02d}"
+        return Fragment(name=name, made_from=[self.made_from, number], arguments=(self.source, self.name, number))
 
 
 def url_step(config: CurationConfig) -> Step:
@@ -26,7 +52,7 @@ def url_step(config: CurationConfig) -> Step:
 
 
 def url_fragment(source: WebSource) -> Fragment:
-    files = crawl.list_files(source)
+    files = lists.list_files(source)
     fs, _ = fsspec.core.url_to_fs(files[0])
     made_from = [asdict(source), {file: str(fs.ukey(fs._strip_protocol(file))) for file in files}]
     return Fragment(name=source.name, made_from=made_from, arguments=(source, files))
@@ -34,111 +60,211 @@ def url_fragment(source: WebSource) -> Fragment:
 
 def _build_urls(config: CurationConfig) -> Any:
     def split(source: WebSource, files: list[str]) -> Made:
-        chunks, lists = [], {}
-        for rows in crawl.read_lists(source, files, config.ingest.rows_per_shard):
-            name = rows["chunk"][0].as_py()
+        chunks, written = [], {}
+        for number, rows in enumerate(lists.read_lists(source, files, config.ingest.rows_per_shard)):
+            name = f"{source.name}-{number:05d}"
             path = scratch_file(".parquet")
             path.write_bytes(parquet_bytes(rows))
-            lists[_list_file(name)] = path
+            written[_list_file(name)] = path
             chunks.append({"source": source.name, "chunk": name, "rows": len(rows)})
-        schema = pa.schema([("source", pa.string()), ("chunk", pa.string()), ("rows", pa.int64())])
-        return Made(rows=pa.Table.from_pylist(chunks, schema=schema), files=lists)
+        return Made(rows=pa.Table.from_pylist(chunks, schema=urls.SCHEMA), files=written)
 
     return split
 
 
-def web_fragments(root: Root) -> list[Fragment]:
-    found = []
+def fetch_crawls(runner: Runner, step: Step) -> tuple[Report, list[Fragment]]:
+    """Ask for what is not there and for what failed and is due; return the report and the samples' fragments.
+
+    Raises CrawlStopped, after what came in is kept, where the alarm went off.
+    """
+    chunks = [_with_rounds(runner, step, chunk) for chunk in _chunks(runner.root)]
+    now_s = time.time()
+    rows = {chunk: due for chunk in chunks if (due := _due(runner, chunk, now_s)) is not None}
+    stems, alarms = _download(runner, {chunk.fetches(chunk.rounds).name: due for chunk, due in rows.items()}, chunks)
+    wanted = [chunk.fetches(number) for chunk in chunks for number in range(chunk.rounds + (chunk in rows))]
+    wanted = [replace(f, arguments=(*f.arguments, stems.get(f.name))) for f in wanted]
+    report = runner.run(step, sorted(wanted, key=lambda fragment: fragment.name))
+    for source in {chunk.source for chunk in chunks}:
+        runner.root.remove(_download_folder(source), recursive=True)
+    if alarms:
+        raise CrawlStopped(
+            f"{alarms[0]}: the crawl was stopped, what came in is kept. Check the network and the lists, then run the"
+            f" same command; ingest.alarm_share = {runner.config.ingest.alarm_share} is the limit (null: none)"
+        )
+    receipts = fragments(runner.root, "fetches")
+    return report, [_samples_fragment(runner.config, chunk, receipts) for chunk in chunks]
+
+
+def _chunks(root: Root) -> Iterator[Chunk]:
     for source, receipt in fragments(root, "urls").items():
-        for chunk in root.read_table(table_file("urls", source))["chunk"].to_pylist():
-            found.append(Fragment(name=chunk, made_from=[receipt, chunk], arguments=("web", source, chunk)))
+        for name in root.read_table(table_file("urls", source))["chunk"].to_pylist():
+            yield Chunk(source=source, name=name, made_from=(receipt, name))
+
+
+def _with_rounds(runner: Runner, step: Step, chunk: Chunk) -> Chunk:
+    while not runner.missing(step, [chunk.fetches(chunk.rounds)]):
+        chunk = replace(chunk, rounds=chunk.rounds + 1)
+    return chunk
+
+
+def _samples_fragment(config: CurationConfig, chunk: Chunk, receipts: dict[str, str]) -> Fragment:
+    rounds = [name for name in sorted(receipts) if name.rpartition("-r")[0] == chunk.name]
+    made_from = [chunk.made_from, [receipts[name] for name in rounds], config.ingest.allowed_licenses]
+    return Fragment(name=chunk.name, made_from=made_from, arguments=("web", chunk.source, chunk.name, rounds))
+
+
+def _due(runner: Runner, chunk: Chunk, now_s: float) -> pa.Table | None:
+    """Return the rows (uid, url) to ask for in this run; None for no round. A first round may ask for none."""
+    settings = runner.config.ingest
+    open_uids = _open(runner.root, chunk, settings, now_s) if chunk.rounds else None
+    if open_uids is not None and not open_uids:
+        return None
+    listed = runner.root.read_table(_list_file(chunk.name), ["uid", "url", "license"])
+    asked = [
+        bool(row["url"]) and _license_ok(row["license"], settings) and (open_uids is None or row["uid"] in open_uids)
+        for row in listed.to_pylist()
+    ]
+    due = listed.select(["uid", "url"]).filter(pa.array(asked, pa.bool_()))
+    return due if len(due) or open_uids is None else None
+
+
+def _open(root: Root, chunk: Chunk, settings: IngestConfig, now_s: float) -> set[str]:
+    """Return the uids that may be asked for again by now, and those whose licence was not allowed so far."""
+    tried = _tried(root, [chunk.fetches(number).name for number in range(chunk.rounds)])
+    policies = {policy.status: policy for policy in settings.retry}
+    times = {uid: next_run_at_s(row, policies) for uid, row in tried.items()}
+    due = {uid for uid, at_s in times.items() if at_s is not None and at_s <= now_s}
+    return due | {uid for uid, row in tried.items() if row.status == sample.LICENSE_REFUSED}
+
+
+def _license_ok(said: str | None, settings: IngestConfig) -> bool:
+    allowed = settings.allowed_licenses
+    return allowed is None or (said or "").strip().lower() in {name.strip().lower() for name in allowed}
+
+
+def _tried(root: Root, rounds: list[str]) -> dict[str, Tried]:
+    """Return what is known of each row after these rounds."""
+    found: dict[str, Tried] = {}
+    for name in rounds:
+        table = root.read_table(
+            table_file("fetches", name), ["uid", "status", "counted", "requests", "fetched_at", "retry_after_s"]
+        )
+        for row in table.to_pylist():
+            before = found[row["uid"]].runs if row["uid"] in found else 0
+            found[row["uid"]] = Tried(
+                status=row["status"],
+                runs=before + (row["counted"] and row["requests"] > 0),
+                counted=row["counted"],
+                fetched_at_s=row["fetched_at"].timestamp() if row["fetched_at"] else 0.0,
+                retry_after_s=row["retry_after_s"],
+            )
     return found
 
 
-def download_missing(runner: Runner, missing: list[Fragment]) -> dict[str, str]:
-    """Download the chunks whose samples are missing, unless an interrupted run has; return their shards by chunk."""
+def _download(runner: Runner, rows: dict[str, pa.Table], chunks: list[Chunk]) -> tuple[dict[str, str], list[str]]:
+    """Download the rounds, by name, unless an interrupted run has; return their shards, and what alarms said."""
     stems: dict[str, str] = {}
-    for source in sorted({fragment.arguments[1] for fragment in missing}):
-        folder = runner.root.fs.unstrip_protocol(runner.root.path(download_folder(source)))
-        wanted = {fragment.name for fragment in missing if fragment.arguments[1] == source}
-        crawl.discard_cut_off(folder)
-        if wanted - crawl.finished(folder).keys():
-            _download(runner, source, sorted(wanted - crawl.finished(folder).keys()))
-        stems |= crawl.finished(folder)
-        if wanted - stems.keys():
-            raise RuntimeError(f"img2dataset did not finish shard {min(wanted - stems.keys())}: run the command again")
-    return stems
+    alarms = []
+    for source in sorted({chunk.source for chunk in chunks}):
+        folder = runner.root.fs.unstrip_protocol(runner.root.path(_download_folder(source)))
+        names = {chunk.fetches(chunk.rounds).name for chunk in chunks if chunk.source == source}
+        wanted = {name: rows[name] for name in sorted(names & rows.keys()) if len(rows[name])}
+        download.discard_cut_off(folder)
+        if left := {name: wanted[name] for name in wanted.keys() - download.finished(folder).keys()}:
+            alarms += _ask(runner, source, dict(sorted(left.items())))
+        found = download.finished(folder)
+        if lost := sorted(wanted.keys() - found.keys()):
+            raise RuntimeError(f"img2dataset did not finish shard {lost[0]}: run the command again")
+        stems |= {name: found[name] for name in wanted}
+    return stems, alarms
 
 
-def _download(runner: Runner, source: str, chunks: list[str]) -> None:
-    work = f"{download_folder(source)}/{digest(chunks)}"
-    for chunk in chunks:
-        runner.root.write(f"{work}-lists/{chunk}.parquet", runner.root.read(_list_file(chunk)))
-    runner.ray()
+def _ask(runner: Runner, source: str, rows: dict[str, pa.Table]) -> list[str]:
+    work = f"{_download_folder(source)}/{digest(sorted(rows))}"
+    for name, listed in rows.items():
+        chunk = pa.array([name] * len(listed), pa.string())
+        runner.root.write(f"{work}-lists/{name}.parquet", parquet_bytes(listed.append_column("chunk", chunk)))
+    runner.root.remove(f"{work}-alarm.txt")
+    processes = max(1, min(len(rows), int(runner.ray().cluster_resources().get("CPU", 1))))
     folder = runner.root.fs.unstrip_protocol(runner.root.path(work))
     log = Path(tempfile.gettempdir()) / f"darkroom-img2dataset-{source}.log"
-    say(f"download {source}: {len(chunks)} shards; img2dataset's own output is in {log}")
-    with Progress(f"download {source}", len(chunks), 0) as progress, _Watch(folder, progress):
-        crawl.download(f"{folder}-lists", folder, runner.config.ingest, log)
+    count = sum(map(len, rows.values()))
+    say(f"download {source}: {count:,} rows in {len(rows)} shards; img2dataset's own output is in {log}")
+    per_host = max(1, runner.config.ingest.requests_per_host // processes)
+    with Progress(f"download {source}", len(rows), 0) as progress, Watch(folder, progress):
+        download.download(f"{folder}-lists", folder, runner.config.ingest, per_host, log)
+    said = download.alarm(folder)
+    return [] if said is None else [f"crawl {source}: {said}"]
 
 
-class _Watch:
-    """Advances the live line as img2dataset finishes shards."""
-
-    def __init__(self, folder: str, progress: Progress) -> None:
-        self._fs, self._path = fsspec.core.url_to_fs(folder, use_listings_cache=False)
-        self._progress, self._stop = progress, threading.Event()
-        self._seen: set[str] = set()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-
-    def _poll(self) -> None:
-        while not self._stop.wait(1.0):
-            self._look()
-
-    def _look(self) -> None:
-        for stats in set(self._fs.glob(f"{self._path}/*_stats.json")) - self._seen:
-            self._seen.add(stats)
-            self._progress.advance(_count_of(self._fs.cat_file(stats)))
-
-
-def _count_of(stats: bytes) -> int:
-    try:
-        return int(json.loads(stats)["count"])
-    except json.JSONDecodeError:  # looked at while it is being written
-        return 0
-
-
-def crawled(root: Root, source: str, chunk: str, stem: str) -> Iterator[tuple[dict[str, Any], bytes | None]]:
-    """Yield every listed row with its bytes, or with the status of what went wrong."""
+def fetched(
+    root: Root, settings: IngestConfig, chunk: str, number: int, stem: str | None
+) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    """Yield every row of a round with its bytes, or with the status of what went wrong; a first round has all rows."""
+    outcomes, images = download.read_download(root.fs, stem) if stem else ({}, iter(()))
     listed = {row["uid"]: row for row in root.read_table(_list_file(chunk)).to_pylist()}
-    records, images = crawl.read_download(root.fs, stem)
+    left = set(listed if number == 0 else outcomes)
     for uid, data in images:
-        row = _row(uid, source, listed.pop(uid))
-        if hashlib.sha256(data).hexdigest() == records[uid]["sha256"]:
-            yield row, data
-        else:
-            yield row | {"status": sample.DOWNLOAD_ERROR, "error": "bytes differ from the recorded sha256"}, None
-    for uid, listing in listed.items():
-        message = records[uid]["error_message"] if uid in records else "the downloader gave no result"
-        status = sample.download_status(message) if listing["url"] else sample.MISSING_URL
-        yield _row(uid, source, listing) | {"status": status, "error": message}, None
+        left.discard(uid)
+        row = outcomes[uid] | _wrong_bytes(data, outcomes[uid]["downloaded_sha256"], listed[uid]["sha256"])
+        yield row, None if row["status"] != sample.OK else data
+    for uid in sorted(left):
+        yield outcomes.get(uid, {}) | _unfetched(uid, outcomes.get(uid), listed[uid], settings), None
 
 
-def _row(uid: str, source: str, listing: dict[str, Any]) -> dict[str, Any]:
-    return {"uid": uid, "source": source, **{name: listing[name] for name in ("url", "caption", "license")}}
+def _wrong_bytes(data: bytes, recorded: str, listed: str | None) -> dict[str, Any]:
+    found = hashlib.sha256(data).hexdigest()
+    if found != recorded:
+        return {"status": sample.DOWNLOAD_ERROR, "error": "bytes differ from the recorded sha256"}
+    if listed is not None and found != listed:
+        return {"status": sample.HASH_MISMATCH, "error": "bytes differ from the list's sha256", "sha256": found}
+    return {"sha256": found}
+
+
+def _unfetched(
+    uid: str, outcome: dict[str, Any] | None, listing: dict[str, Any], settings: IngestConfig
+) -> dict[str, Any]:
+    """Return what is to say of a row without bytes."""
+    if outcome is not None and outcome["status"] != sample.OK:
+        return {}
+    said = {"uid": uid, "requests": 0 if outcome is None else outcome["requests"], "counted": True}
+    if not listing["url"]:
+        return said | {"status": sample.MISSING_URL, "error": "the list has no URL"}
+    if not _license_ok(listing["license"], settings):
+        return said | {"status": sample.LICENSE_REFUSED, "error": "not in ingest.allowed_licenses"}
+    return said | {"status": sample.DOWNLOAD_ERROR, "error": "the downloader gave no result", "requests": 1}
+
+
+def crawled(root: Root, settings: IngestConfig, source: str, chunk: str, rounds: list[str]) -> Made:
+    """Return the samples of a chunk: each listed row with the outcome of the last round that dealt with it."""
+    latest: dict[str, dict[str, Any]] = {}
+    for name in rounds:
+        for row in root.read_table(table_file("fetches", name)).to_pylist():
+            asked = row["status"] not in NOT_ASKED
+            row["runs"] = (latest[row["uid"]]["runs"] if row["uid"] in latest else 0) + asked
+            latest[row["uid"]] = row
+    rows = []
+    for listing in root.read_table(_list_file(chunk)).to_pylist():
+        row = latest[listing["uid"]] | {"source": source} | {name: listing[name] for name in LISTED}
+        if listing["url"] and not _license_ok(listing["license"], settings):
+            row |= {"status": sample.LICENSE_REFUSED, "error": "not in ingest.allowed_licenses", "shard": None}
+        rows.append(row)
+    rows.sort(key=lambda row: row["uid"])
+    table = pa.Table.from_pylist(rows, schema=samples.SCHEMA)
+    return Made(rows=table, counts=counts_of(rows))
+
+
+def counts_of(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the number of rows with each status."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    return counts
 
 
 def _list_file(chunk: str) -> str:
     return f"raw/urls/{chunk}.parquet"
 
 
-def download_folder(source: str) -> str:
+def _download_folder(source: str) -> str:
     return f"raw/download/{source}"

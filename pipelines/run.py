@@ -12,6 +12,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from curate.config_file import DEFAULT_FILE, as_dict, stop
+from pipelines import crawl_report
 from pipelines.captions import captions
 from pipelines.command import line, read_curation, told_in_one_line
 from pipelines.dedup import dedup
@@ -41,6 +42,7 @@ def run(runner: Runner) -> list[Report]:
         {
             "config": as_dict(config),
             "funnel": found,
+            "crawl": crawl_report.crawl_report(runner.root) if config.web else None,
             "steps": [as_dict(report) for report in reports],
             "seconds": round(time.monotonic() - started, 3),
             "versions": versions(),

@@ -309,6 +309,7 @@ def fragments(root: Root, table: str) -> dict[str, str]:
 
 MADE_BY = {
     "urls": "ingest",
+    "fetches": "ingest",
     "samples": "ingest",
     "caption_counts": "captions",
     "captions": "captions",

@@ -49,7 +49,7 @@ def test_one_module_calls_deepspeed():
 
 
 def test_one_module_calls_img2dataset():
-    assert names_importing("img2dataset") == {"curate/crawl.py"}
+    assert names_importing("img2dataset") == {"curate/crawl/download.py"}
 
 
 @pytest.mark.parametrize("package", ["curate", "schemas"])

@@ -23,19 +23,20 @@ def test_uid_is_pinned():
 
 
 @pytest.mark.parametrize(
-    ("message", "status"),
+    ("http_status", "status"),
     [
-        (None, sample.OK),
-        ("HTTP Error 404: Not Found", sample.HTTP_STATUS),
-        ("<urlopen error [Errno -2] Name or service not known>", sample.DNS),
-        ("<urlopen error timed out>", sample.TIMEOUT),
-        ("The read operation timed out", sample.TIMEOUT),
-        ("<urlopen error [Errno 111] Connection refused>", sample.CONNECTION),
-        ("IncompleteRead(10 bytes read, 90 more expected)", sample.CONNECTION),
-        ("Use of image disallowed by X-Robots-Tag directive", sample.OPTED_OUT),
-        ("unknown url type: 'ftpx'", sample.MISSING_URL),
-        ("something else", sample.DOWNLOAD_ERROR),
+        (404, sample.HTTP_GONE),
+        (410, sample.HTTP_GONE),
+        (401, sample.HTTP_REFUSED),
+        (403, sample.HTTP_REFUSED),
+        (451, sample.HTTP_REFUSED),
+        (429, sample.HTTP_BUSY),
+        (503, sample.HTTP_BUSY),
+        (500, sample.HTTP_SERVER_ERROR),
+        (599, sample.HTTP_SERVER_ERROR),
+        (304, sample.HTTP_OTHER),
+        (999, sample.HTTP_OTHER),
     ],
 )
-def test_each_message_has_its_class(message, status):
-    assert sample.download_status(message) == status
+def test_each_http_status_has_its_class(http_status, status):
+    assert sample.http_class(http_status) == status

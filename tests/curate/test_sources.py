@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from curate.config import DumpSource, WebSource
-from curate.crawl import discard_cut_off, finished, list_files, read_lists
+from curate.crawl.download import discard_cut_off, finished
+from curate.crawl.lists import list_files, read_lists
 from curate.dump import list_dump
 from curate.sample import sample_uid
 
@@ -99,6 +100,7 @@ def write_download(folder, stem, tar: bytes):
     folder.mkdir(exist_ok=True)
     (folder / f"{stem}.tar").write_bytes(tar)
     pd.DataFrame({"chunk": [f"s-{stem}"], "uid": ["u"], "key": ["0"]}).to_parquet(folder / f"{stem}.parquet")
+    pd.DataFrame({"uid": ["u"]}).to_parquet(folder / f"{stem}_outcomes.parquet")
     (folder / f"{stem}_stats.json").write_text("{}")
 
 
@@ -106,7 +108,11 @@ def test_a_cut_off_shard_is_not_taken_for_done(tmp_path):
     write_download(tmp_path / "a", "00000", b"x" * 512 + bytes(1024))
     write_download(tmp_path / "a", "00001", b"x" * 1024)
     write_download(tmp_path / "a", "00002", b"x" * 512 + bytes(1024))
+    write_download(tmp_path / "a", "00003", b"x" * 512 + bytes(1024))
+    write_download(tmp_path / "a", "00004", b"x" * 512 + bytes(1024))
     (tmp_path / "a" / "00002.parquet").unlink()
+    (tmp_path / "a" / "00003_outcomes.parquet").unlink()
+    (tmp_path / "a" / "00004_outcomes.parquet").write_bytes(b"PAR1 cut off")
     assert finished(str(tmp_path)) == {"s-00000": str(tmp_path / "a" / "00000")}
     discard_cut_off(str(tmp_path))
     assert [path.name for path in sorted((tmp_path / "a").glob("*_stats.json"))] == ["00000_stats.json"]
@@ -117,3 +123,62 @@ def test_an_empty_caption_is_a_missing_one(tmp_path):
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = WebSource(name="s", url_list=str(tmp_path / "list.jsonl"))
     assert [chunk["caption"].to_pylist() for chunk in read_lists(source, list_files(source), 10)] == [[None]]
+
+
+LISTS = [
+    ("LAION", "URL", "TEXT", ["similarity", "punsafe"]),
+    ("DataComp", "url", "text", ["uid", "clip_l14_similarity_score"]),
+]
+
+
+@pytest.mark.parametrize(("name", "url", "text", "extra"), LISTS, ids=[row[0] for row in LISTS])
+def test_lists_of_known_sets_are_read_as_they_are(tmp_path, name, url, text, extra):
+    for number in range(2):
+        rows = {url: [f"http://a/{number}"], text: ["one"], "sha256": ["AB" * 32], extra[0]: [0.5], extra[1]: ["x"]}
+        pd.DataFrame(rows).to_parquet(tmp_path / f"part-{number}.parquet")
+    source = WebSource(
+        name="s",
+        url_list=str(tmp_path / "*.parquet"),
+        url_column=url.lower(),
+        caption_column=text,
+        sha256_column="sha256",
+        extra_columns=tuple(extra),
+    )
+    rows = [row for chunk in read_lists(source, list_files(source), 10) for row in chunk.to_pylist()]
+    assert sorted(row["url"] for row in rows) == ["http://a/0", "http://a/1"]
+    assert {row["sha256"] for row in rows} == {"ab" * 32}
+    assert [json.loads(row["extra"]) for row in rows] == [{extra[0]: 0.5, extra[1]: "x"}] * 2
+
+
+def test_a_missing_column_is_named(tmp_path):
+    path = write_list(tmp_path, ".csv")
+    with pytest.raises(ValueError, match=r"web\.s\.url_column = 'url': the lists have u, t, l"):
+        next(read_lists(WebSource(name="s", url_list=str(path)), [str(path)], 10))
+    source = WebSource(name="s", url_list=str(path), url_column="u", caption_column="t", extra_columns=("x",))
+    with pytest.raises(ValueError, match=r"web\.s\.extra_columns = 'x'"):
+        next(read_lists(source, [str(path)], 10))
+
+
+@pytest.mark.shared
+def test_real_lists_are_read(shared):
+    parquet = str(shared / "web_captions" / "img2dataset_test_10000.parquet")
+    cc3m = str(shared / "web_captions" / "cc3m_validation_10000.tsv.gz")
+    for source in (
+        WebSource(name="s", url_list=parquet, caption_column="text"),
+        WebSource(name="s", url_list=cc3m, column_names=("caption", "url")),
+    ):
+        chunks = list(read_lists(source, list_files(source), 4000))
+        rows = [row for chunk in chunks for row in chunk.to_pylist()]
+        assert 9_900 < len({row["uid"] for row in rows}) == len(rows) <= 10_000
+        assert sum(row["url"].startswith("http") for row in rows) >= len(rows) - 1
+        assert sum(len(row["caption"] or "") > 10 for row in rows) > 9_000
+
+
+def test_a_list_without_a_header_line(tmp_path):
+    (tmp_path / "list.tsv").write_text('a "quoted caption\thttp://a/1\nanother\thttp://a/2\n')
+    source = WebSource(name="s", url_list=str(tmp_path / "list.tsv"), column_names=("caption", "url"))
+    rows = next(read_lists(source, list_files(source), 10)).to_pylist()
+    assert {(row["url"], row["caption"]) for row in rows} == {
+        ("http://a/1", 'a "quoted caption'),
+        ("http://a/2", "another"),
+    }

@@ -85,7 +85,7 @@ def settings(folder: Path, **changes: object) -> Path:
         "root": str(folder / "out"),
         "web": [{"name": "web", "url_list": str(folder / "urls.csv")}],
         "dumps": [{"name": "dump", "folder": str(folder / "dump"), "captions": "captions.jsonl"}],
-        "ingest": {"rows_per_shard": 10, "download_threads": 4, "timeout_s": 3, "retries": 0},
+        "ingest": {"rows_per_shard": 10, "download_threads": 4, "timeout_s": 3, "allowed_networks": ["127.0.0.1/32"]},
         "embed": {
             "clip": {"architecture": str(PROJECT / "pipelines/demo_models/clip_score.json"), **untrained},
             "precision": "fp32",

@@ -15,10 +15,11 @@ import webdataset
 
 from curate.hashes import phash64_and_turned
 from curate.image import decode
-from schemas import captions, duplicates, features, samples, scores, selection, shards
+from schemas import captions, duplicates, features, fetches, samples, scores, selection, shards
 from tests.pipelines.small_run import origin, run, settings, write_sources
 
 COLUMNS = {
+    "fetches": fetches.SCHEMA.names,
     "samples": samples.SCHEMA.names,
     "features": features.schema(128).names,
     "captions": captions.SCHEMA.names,
@@ -56,10 +57,10 @@ def test_every_row_has_one_verdict(curated):
     }
     expected = {
         "small.png": "too_small",
-        "opted-out.jpg": "opted_out",
+        "opted-out.jpg": "opt_out_x_robots_tag",
         "cut.jpg": "truncated",
         "page.jpg": "not_an_image",
-        "nowhere.jpg": "http_status",
+        "nowhere.jpg": "http_gone",
         "lost.png": "missing_file",
         "45.png": "caption_missing",
         None: "missing_url",
@@ -141,6 +142,10 @@ def test_run_json_tells_what_happened(curated):
     assert sum(sum(reasons.values()) for reasons in said["funnel"]["drops"].values()) == (~rows.keep).sum()
     assert said["config"]["embed"]["clip"]["allow_untrained"] is True
     assert said["versions"]["ray"]
+    assert said["crawl"]["statuses"] == {"ok": 14, "http_gone": 2, "missing_url": 1, "not_an_image": 1} | {
+        "opt_out_x_robots_tag": 1
+    }
+    assert [sum(counts.values()) for counts in said["crawl"]["hosts"].values()] == [18]
     told = (curated / "said.txt").read_text()
     assert "UNTRAINED" in told and "duplicate_error_image" in told
 

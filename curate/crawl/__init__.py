@@ -1,0 +1,1 @@
+"""Crawls: which URLs are asked, how, and what came of it."""

@@ -1,0 +1,260 @@
+"""Consent: headers, robots.txt, tdmrep.json, C2PA; nothing that is opted out is read, and some of it not even asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from dataclasses import replace
+
+import cbor2
+import pytest
+from PIL import Image
+
+from curate import sample
+from curate.config import IngestConfig
+from curate.crawl import c2pa
+from curate.crawl.consent import content_usage_opt_out, is_reserved, read_tdmrep, tdm_reserved, x_robots_opt_out
+from curate.crawl.fetcher import Fetcher
+from tests.conftest import encoded, picture
+from tests.curate.crawl_origin import JPEG, Answer, origin, redirect
+
+SETTINGS = IngestConfig(
+    allowed_networks=("127.0.0.0/8",), timeout_s=0.4, deadline_s=2, retries=0, host_failures=1000, contact="a@b.example"
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "directive"),
+    [
+        ([], None),
+        (["noai"], "noai"),
+        (["nofollow, NoImageAI"], "noimageai"),
+        (["darkroom: noai"], "noai"),
+        (["Darkroom: nofollow, noml"], "noml"),
+        (["otherbot: noai, noindex"], None),
+        (["otherbot: noai", "noindex"], "noindex"),
+        (["otherbot: noai, darkroom: noimageindex"], "noimageindex"),
+        (["none"], "noindex"),
+        (["all"], None),
+        (["max-image-preview:large, noai"], "noai"),
+        (["unavailable_after: Wed, 25 Jun 2031 15:00:00 PST, noindex"], "noindex"),
+        (["noarchive"], None),
+    ],
+)
+def test_x_robots_tag(values, directive):
+    assert x_robots_opt_out(values, "darkroom", SETTINGS.opt_out_directives) == directive
+
+
+@pytest.mark.parametrize(
+    ("values", "use"),
+    [
+        ([], None),
+        (["train-ai=n"], "train-ai"),
+        (["train-ai=y, search=n"], None),
+        (["search=y", "Train-AI = n;ext=1"], "train-ai"),
+        (["genai=n"], "genai"),
+    ],
+)
+def test_content_usage(values, use):
+    assert content_usage_opt_out(values) == use
+
+
+def test_tdm_reservation_header():
+    assert [tdm_reserved(values) for values in ([], ["0"], ["1"], [" 1 "], ["0", "1"])] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+def test_tdmrep_locations():
+    rules = [
+        {"location": "/art/*.jpg$", "tdm-reservation": 1},
+        {"location": "/free", "tdm-reservation": 0},
+        {"location": "/closed", "tdm-reservation": "1"},
+    ]
+    locations = read_tdmrep(json.dumps(rules))
+    expected = {"/art/a/b.jpg": True, "/art/b.jpg?x": False, "/free/x": False, "/closed/x": True, "/other": False}
+    assert {path: is_reserved(path, locations) for path in expected} == expected
+    with pytest.raises(ValueError, match="not a list"):
+        read_tdmrep('{"tdm-reservation": 1}')
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def labelled(label: str, *boxes: bytes) -> bytes:
+    return box(b"jumb", box(b"jumd", bytes(16) + b"\x03" + label.encode() + b"\0") + b"".join(boxes))
+
+
+def store(entries: object, label: str = "c2pa.training-mining", padding: int = 0) -> bytes:
+    """Return a C2PA manifest store with one training-mining assertion, as other programs write it."""
+    assertion = labelled(label, box(b"cbor", cbor2.dumps({"entries": entries})))
+    thumbnail = labelled("c2pa.thumbnail.claim.jpeg", box(b"bidb", bytes(padding)))
+    return labelled("c2pa", labelled("urn:uuid:1", labelled("c2pa.assertions", thumbnail, assertion)))
+
+
+def in_jpeg(manifest: bytes, segment: int = 60_000) -> bytes:
+    parts = [manifest[8:][at : at + segment] for at in range(0, len(manifest) - 8, segment)]
+    app11 = b""
+    for number, part in enumerate(parts, start=1):
+        content = b"JP" + struct.pack(">HI", 1, number) + manifest[:8] + part
+        app11 += b"\xff\xeb" + struct.pack(">H", len(content) + 2) + content
+    return JPEG[:2] + app11 + JPEG[2:]
+
+
+def in_png(manifest: bytes) -> bytes:
+    data = encoded(picture(1), "PNG")
+    chunk = struct.pack(">I", len(manifest)) + b"caBX" + manifest + struct.pack(">I", zlib.crc32(b"caBX" + manifest))
+    return data[:33] + chunk + data[33:]
+
+
+def in_webp(manifest: bytes) -> bytes:
+    data = (
+        encoded(picture(1), "WEBP")
+        + b"C2PA"
+        + struct.pack("<I", len(manifest))
+        + manifest
+        + b"\0" * (len(manifest) % 2)
+    )
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+
+
+NO_TRAINING = {"c2pa.ai_training": {"use": "notAllowed"}, "c2pa.ai_inference": {"use": "allowed"}}
+
+
+@pytest.mark.parametrize("inside", [in_jpeg, in_png, in_webp])
+def test_c2pa_assertions_inside_files(inside):
+    data = inside(store(NO_TRAINING, padding=200_000))
+    Image.open(io.BytesIO(data)).load()
+    said = c2pa.training_mining(data)
+    assert said == {"ai_training": "notAllowed", "ai_inference": "allowed"}
+    assert c2pa.opt_out(said) == "ai_training"
+
+
+def test_what_c2pa_assertions_mean():
+    def use(entries: object, label: str = "c2pa.training-mining") -> str | None:
+        return c2pa.opt_out(c2pa.training_mining(in_png(store(entries, label))))
+
+    assert use({"c2pa.ai_training": {"use": "allowed"}}) is None
+    assert use({"c2pa.ai_inference": {"use": "notAllowed"}}) is None
+    assert use({"cawg.data_mining": {"use": "constrained"}}, "cawg.training-mining") == "data_mining"
+    assert use({"c2pa.ai_generative_training": {"use": "notAllowed"}}, "c2pa.training-mining__1") is not None
+    assert use("broken") == "assertion"
+    assert use(NO_TRAINING, "c2pa.actions") is None
+    assert c2pa.training_mining(JPEG) == {}
+
+
+@pytest.mark.parametrize("inside", [in_jpeg, in_png, in_webp])
+def test_hostile_files_end_quickly(inside):
+    data = inside(store(NO_TRAINING))
+    for at in range(2, len(data), 7):
+        c2pa.training_mining(data[:at])
+        c2pa.training_mining(data[:at] + b"\xff" * 8 + data[at + 8 :])
+        c2pa.training_mining(data[:at] + b"\0" * 8 + data[at + 8 :])
+
+
+def statuses(paths: list[str], answers: dict[str, Answer], **changes: object) -> tuple[dict[str, str], list[str]]:
+    """Return each path's status under the settings, and what the origin was asked for."""
+    with origin(answers) as server:
+        fetcher = Fetcher(replace(SETTINGS, **changes), requests_per_host=4)
+        found = {path: fetcher.fetch(server.url + path)[1].status for path in paths}
+        return found, [path for _, path in server.log]
+
+
+def test_robots_txt_is_read_once_and_before_the_get():
+    rules = b"User-agent: *\nDisallow: /\n\nUser-agent: Darkroom\nDisallow: /private\nAllow: /private/open\n"
+    answers = {"/robots.txt": Answer(body=rules)} | {
+        path: Answer() for path in ("/a", "/private/b", "/private/open/c", "/d")
+    }
+    paths = [path for path in answers if path != "/robots.txt"]
+    found, asked = statuses(paths, answers, consent=("robots_txt",))
+    assert found == {path: sample.OK for path in paths} | {"/private/b": sample.OPT_OUT_ROBOTS_TXT}
+    assert asked == ["/robots.txt", "/a", "/private/open/c", "/d"]
+    found, asked = statuses(paths, answers, consent=("robots_txt",), user_agent_token="otherbot")
+    assert set(found.values()) == {sample.OPT_OUT_ROBOTS_TXT}
+    assert asked == ["/robots.txt"]
+    found, asked = statuses(paths, answers, consent=())
+    assert set(found.values()) == {sample.OK}
+    assert asked == paths
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (Answer(status=404, body=b""), sample.OK),
+        (Answer(status=403, body=b""), sample.OK),
+        (redirect("/robots.txt"), sample.OK),
+        (Answer(status=500, body=b""), sample.OPT_OUT_UNKNOWN),
+        (Answer(status=503, body=b""), sample.OPT_OUT_UNKNOWN),
+        (Answer(act="silent"), sample.TIMEOUT),
+        (Answer(act="reset", body=bytes(500)), sample.CONNECTION),
+    ],
+)
+def test_a_robots_txt_that_cannot_be_read(answer, status):
+    found, asked = statuses(["/a", "/b"], {"/robots.txt": answer, "/a": Answer(), "/b": Answer()})
+    assert set(found.values()) == {status}
+    assert ("/a" in asked) == (status == sample.OK)
+
+
+def test_robots_txt_holds_for_where_a_redirect_leads():
+    closed = {"/robots.txt": Answer(body=b"User-agent: *\nDisallow: /x\n"), "/x": Answer()}
+    with origin(closed, ip="127.0.0.2") as other, origin({"/a": redirect(f"{other.url}/x")}) as server:
+        _, outcome = Fetcher(SETTINGS, requests_per_host=4).fetch(f"{server.url}/a")
+        assert outcome.status == sample.OPT_OUT_ROBOTS_TXT
+        assert other.asked("/x") == 0
+
+
+def test_tdmrep_file():
+    rules = json.dumps([{"location": "/art/*", "tdm-reservation": 1}]).encode()
+    answers = {"/.well-known/tdmrep.json": Answer(body=rules), "/art/a": Answer(), "/b": Answer()}
+    found, asked = statuses(["/art/a", "/b"], answers)
+    assert found == {"/art/a": sample.OPT_OUT_TDMREP, "/b": sample.OK}
+    assert asked == ["/robots.txt", "/.well-known/tdmrep.json", "/b"]
+    page = {"/.well-known/tdmrep.json": Answer(body=b"<html>not found</html>"), "/art/a": Answer()}
+    assert statuses(["/art/a"], page)[0] == {"/art/a": sample.OK}
+
+
+def test_headers_and_assertions_exclude_and_are_kept():
+    answers = {
+        "/robots-tag": Answer(headers={"X-Robots-Tag": "noai"}),
+        "/tdm": Answer(headers={"tdm-reservation": "1"}),
+        "/usage": Answer(headers={"Content-Usage": "train-ai=n"}),
+        "/c2pa": Answer(body=in_jpeg(store(NO_TRAINING))),
+        "/fine": Answer(headers={"X-Robots-Tag": "otherbot: noai", "tdm-reservation": "0"}),
+    }
+    with origin(answers) as server:
+        found = {path: Fetcher(SETTINGS, requests_per_host=4).fetch(server.url + path) for path in answers}
+        assert server.agents == {"Mozilla/5.0 (compatible; darkroom/1.0) (+a@b.example)"}
+    assert {path: outcome.status for path, (_, outcome) in found.items()} == {
+        "/robots-tag": sample.OPT_OUT_X_ROBOTS_TAG,
+        "/tdm": sample.OPT_OUT_TDM_HEADER,
+        "/usage": sample.OPT_OUT_CONTENT_USAGE,
+        "/c2pa": sample.OPT_OUT_C2PA,
+        "/fine": sample.OK,
+    }
+    assert [data for data, _ in found.values()] == [None, None, None, None, JPEG]
+    assert found["/robots-tag"][1].signals["x_robots_tag"] == "noai"
+    assert found["/c2pa"][1].signals["c2pa_training_mining"] == "ai_training=notAllowed, ai_inference=allowed"
+    assert found["/fine"][1].signals == {
+        "robots_txt": "none",
+        "tdmrep": "none",
+        "x_robots_tag": "otherbot: noai",
+        "tdm_reservation": "0",
+        "content_usage": None,
+        "c2pa_training_mining": None,
+    }
+    assert set(statuses(list(answers), answers, consent=())[0].values()) == {sample.OK}
+
+
+def test_the_body_of_an_opted_out_picture_is_not_read():
+    dripping = Answer(act="drip", headers={"X-Robots-Tag": "noai"}, body=bytes(1_000_000))
+    with origin({"/a": dripping}) as server:
+        _, outcome = Fetcher(SETTINGS, requests_per_host=4).fetch(f"{server.url}/a")
+    assert outcome.status == sample.OPT_OUT_X_ROBOTS_TAG
+    assert outcome.seconds < 1

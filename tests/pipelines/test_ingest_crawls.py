@@ -1,0 +1,258 @@
+"""Crawls through img2dataset on Ray: rounds, interruptions, the alarm, licences, the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from curate import sample
+from curate.config import RETRIES, CurationConfig, IngestConfig, RayConfig, WebSource
+from pipelines.crawl_report import crawl_report, lines
+from pipelines.ingest import ingest
+from pipelines.ingest_crawls import CrawlStopped
+from pipelines.runner import Runner
+from tests.conftest import encoded, picture
+from tests.curate.crawl_origin import Answer, Origin, origin
+
+AT_ONCE = tuple(replace(policy, runs=3, wait_s=0, next_run_after_s=0) for policy in RETRIES)
+SETTINGS = IngestConfig(
+    allowed_networks=("127.0.0.1/32",),
+    rows_per_shard=20,
+    download_threads=8,
+    timeout_s=1,
+    deadline_s=3,
+    retries=0,
+    retry=AT_ONCE,
+    host_failures=1000,
+    alarm_share=None,
+)
+FILES = ("/robots.txt", "/.well-known/tdmrep.json")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Iterator[Callable[[CurationConfig], None]]:
+    """Ingest under a configuration; one Ray session serves all tests."""
+    with Runner(CurationConfig(root=str(tmp_path_factory.mktemp("ray")), ray=RayConfig(num_cpus=2))) as first:
+        ray = first.ray()
+
+        def call(config: CurationConfig) -> None:
+            runner = Runner(config)
+            runner._ray = ray
+            ingest(runner)
+
+        yield call
+
+
+def good(number: int) -> Answer:
+    return Answer(body=encoded(picture(number, 32, 24), quality=90))
+
+
+def configured(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> CurationConfig:
+    pd.DataFrame(rows).to_parquet(folder / "urls.parquet")
+    source = WebSource(
+        name="web",
+        url_list=str(folder / "urls.parquet"),
+        license_column="license" if "license" in rows[0] else None,
+        sha256_column="sha256" if "sha256" in rows[0] else None,
+        extra_columns=("score",) if "score" in rows[0] else (),
+    )
+    return CurationConfig(root=str(folder / "out"), web=(source,), ingest=replace(SETTINGS, **changes))
+
+
+def listed(server: Origin, paths: list[str]) -> list[dict[str, Any]]:
+    return [{"url": server.url + path, "caption": f"a picture at {path}"} for path in paths]
+
+
+def samples(folder: Path) -> pd.DataFrame:
+    """Return the samples by path."""
+    rows = pd.read_parquet(folder / "out" / "tables" / "samples")
+    return rows.set_index(rows["url"].str.replace(r"^http://[^/]+", "", regex=True))
+
+
+def requested(server: Origin) -> list[str]:
+    """Return the pictures that were asked for since the last call, in order."""
+    paths = sorted(path for _, path in server.log if path not in FILES)
+    server.log.clear()
+    return paths
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Return the hashes of raw shards and tables, without the log of requests, which has times."""
+    paths = [*(folder / "out" / "raw").rglob("*.tar"), *(folder / "out" / "tables" / "samples").glob("*.parquet")]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_failed_rows_alone_are_asked_again(tmp_path, run):
+    bad = {
+        "/error": Answer(status=500, body=b""),
+        "/late": Answer(status=503, body=b""),
+        "/gone": Answer(status=404, body=b""),
+        "/denied": Answer(status=403, body=b""),
+        "/page": Answer(body=b"<html></html>"),
+        "/opted-out": Answer(headers={"X-Robots-Tag": "noai"}),
+        "/cut": Answer(act="cut"),
+    }
+    with origin({f"/good/{n}": good(n) for n in range(25)} | bad) as server:
+        config = configured(tmp_path, listed(server, list(server.answers)))
+        run(config)
+        assert requested(server) == sorted(server.answers)
+        before = files(tmp_path)
+        assert samples(tmp_path)["status"].value_counts()[sample.OK] == 25
+
+        server.answers["/error"] = good(100)
+        run(config)
+        assert requested(server) == ["/cut", "/error", "/late"]
+        rows = samples(tmp_path)
+        assert len(rows) == len(server.answers)
+        assert rows.loc["/error", "status"] == sample.OK
+        assert rows.loc["/late", "status"] == sample.HTTP_BUSY
+        assert rows.loc["/late", "http_status"] == 503
+        assert rows.loc[["/error", "/late", "/cut", "/gone", "/good/0"], "runs"].tolist() == [2, 2, 2, 1, 1]
+        kept = {path: value for path, value in files(tmp_path).items() if path in before and path.endswith(".tar")}
+        assert kept == {path: value for path, value in before.items() if path.endswith(".tar")}
+
+        server.answers["/late"] = good(101)
+        run(config)
+        assert requested(server) == ["/cut", "/late"]
+        run(config)
+        assert requested(server) == []
+        assert samples(tmp_path).loc["/cut", "runs"] == 3
+        for path, row in samples(tmp_path).query("status == 'ok'").iterrows():
+            data = (tmp_path / "out" / row["shard"]).read_bytes()[int(row["offset"]) :][: int(row["num_bytes"])]
+            assert data == server.answers[path].body
+
+
+def test_rows_that_are_not_due_start_nothing(tmp_path, run, monkeypatch):
+    later = tuple(replace(policy, next_run_after_s=3600) for policy in AT_ONCE)
+    with origin({"/good": good(1), "/error": Answer(status=500, body=b"")}) as server:
+        config = configured(tmp_path, listed(server, ["/good", "/error"]), retry=later)
+        run(config)
+        assert requested(server) == ["/error", "/good"]
+        monkeypatch.setattr(Runner, "ray", lambda _: pytest.fail("Ray was asked for"))
+        run(config)
+        assert requested(server) == []
+
+
+class Cut(Exception):
+    """The run ends here."""
+
+
+def test_a_run_interrupted_and_resumed_gives_the_same_tables(tmp_path, run, monkeypatch):
+    with origin({f"/good/{n}": good(n) for n in range(50)}) as server:
+        rows = listed(server, [*server.answers, "/gone"])
+        for name in ("whole", "cut"):
+            (tmp_path / name).mkdir()
+        run(configured(tmp_path / "whole", rows))
+        config = configured(tmp_path / "cut", rows)
+        with monkeypatch.context() as patch:
+
+            def cut(runner: Runner, step: Any, wanted: Any, run: Any = Runner.run) -> Any:
+                if step.table == "fetches":
+                    raise Cut
+                return run(runner, step, wanted)
+
+            patch.setattr(Runner, "run", cut)
+            with pytest.raises(Cut):
+                run(config)
+        downloads = tmp_path / "cut" / "out" / "raw" / "download" / "web"
+        shards = sorted(downloads.glob("*/*.tar"))
+        assert len(shards) == 3
+        shards[0].write_bytes(shards[0].read_bytes()[:9000])  # killed while it wrote this one
+        chunk = pd.read_parquet(shards[0].with_suffix(".parquet"))["chunk"][0]
+        lost = pd.read_parquet(next(downloads.glob(f"*-lists/{chunk}.parquet")))["url"].str.replace(server.url, "")
+        requested(server)
+        run(config)
+        assert requested(server) == sorted(lost)
+        assert files(tmp_path / "cut") == files(tmp_path / "whole")
+        assert not downloads.exists()
+
+
+def test_the_alarm_stops_a_run_that_goes_wrong_and_the_next_run_goes_on(tmp_path, run):
+    with origin({f"/good/{n}": good(n) for n in range(60)}) as server:
+        rows = listed(server, [f"/good/{n}" for n in range(60)])
+        config = configured(tmp_path, rows, rows_per_shard=30, download_threads=2, alarm_share=0.5, alarm_requests=10)
+        fine = dict(server.answers)
+        failing = [path for number, path in enumerate(fine) if number % 4]
+        server.answers.update({path: Answer(status=500, body=b"") for path in failing})
+        with pytest.raises(CrawlStopped) as caught:
+            run(config)
+        message = str(caught.value)
+        assert "crawl web: " in message and "of the last 10 requests failed (http_server_error" in message
+        assert f"most often 127.0.0.1:{server.port} " in message
+        assert "ingest.alarm_share = 0.5" in message
+        asked = requested(server)
+        assert len(asked) < 50
+        assert not (tmp_path / "out" / "tables" / "samples").exists()
+
+        server.answers.update(fine)
+        run(replace(config, ingest=replace(config.ingest, retry=tuple(replace(p, runs=1) for p in AT_ONCE))))
+        came_in = {path for path in asked if path not in failing}
+        assert came_in
+        assert requested(server) == sorted(set(fine) - came_in)
+        assert set(samples(tmp_path)["status"]) == {sample.OK}
+
+
+def test_licences_hashes_and_columns_of_the_list(tmp_path, run):
+    answers = {f"/{name}": good(n) for n, name in enumerate(("a", "b", "c", "d"))}
+    with origin(answers) as server:
+        rows = [
+            {"license": license_, "sha256": hashlib.sha256(answers[path].body).hexdigest(), "score": 0.5}
+            | {"url": server.url + path, "caption": "a picture"}
+            for path, license_ in zip(answers, ("CC0-1.0", "cc-by-4.0", "arr", None), strict=True)
+        ]
+        rows[1]["sha256"] = "0" * 64
+        rows.append({"url": None, "caption": "no address", "license": "CC0-1.0", "sha256": None, "score": 0.25})
+        config = configured(tmp_path, rows, allowed_licenses=("cc0-1.0", "CC-BY-4.0"))
+        run(config)
+        assert requested(server) == ["/a", "/b"]
+        found = samples(tmp_path)
+        assert found["status"].to_dict() == {
+            "/a": sample.OK,
+            "/b": sample.HASH_MISMATCH,
+            "/c": sample.LICENSE_REFUSED,
+            "/d": sample.LICENSE_REFUSED,
+            None: sample.MISSING_URL,
+        }
+        assert found["license"].to_dict()["/a"] == "CC0-1.0"
+        assert {json.loads(extra)["score"] for extra in found["extra"]} == {0.5, 0.25}
+        run(replace(config, ingest=replace(config.ingest, allowed_licenses=None)))
+        assert requested(server) == ["/c", "/d"]
+        found = samples(tmp_path)
+        assert found.loc[["/a", "/c", "/d"], "status"].tolist() == [sample.OK] * 3
+        run(replace(config, ingest=replace(config.ingest, allowed_licenses=("arr",))))
+        assert requested(server) == []
+        found = samples(tmp_path)
+        assert found.loc[["/a", "/c"], "status"].tolist() == [sample.LICENSE_REFUSED, sample.OK]
+        assert found.loc["/a", "shard"] is None
+
+
+def test_the_report_counts_by_class_and_host(tmp_path, run):
+    answers = {f"/good/{n}": good(n) for n in range(4)} | {"/error": Answer(status=500, body=b"")}
+    with origin(answers) as server:
+        rows = listed(server, [*answers, "/gone"]) + [{"url": "http://no-such-host.invalid/x", "caption": "x"}]
+        config = configured(tmp_path, rows, retry=(AT_ONCE[6],))
+        assert AT_ONCE[6].status == sample.HTTP_SERVER_ERROR
+        run(config)
+        run(config)
+        report = crawl_report(Runner(config).root)
+        host = f"127.0.0.1:{server.port}"
+    assert report["statuses"] == {"ok": 4, "http_server_error": 2, "dns": 1, "http_gone": 1}
+    assert report["hosts"] == {
+        host: {"ok": 4, "http_server_error": 2, "http_gone": 1},
+        "no-such-host.invalid": {"dns": 1},
+    }
+    assert {name: (said["rows"], said["requests"]) for name, said in report["rounds"].items()} == {
+        "r00": (7, 7),
+        "r01": (1, 1),
+    }
+    assert report["rounds"]["r00"]["ok_share"] == round(4 / 7, 4)
+    told = lines(report)
+    assert told[0] == "crawl: 8 rows, 8 requests (ok 4, http_server_error 2, dns 1, http_gone 1)"
+    assert told[2] == f"crawl: {host}: ok 4, http_server_error 2, http_gone 1"
