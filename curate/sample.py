@@ -18,6 +18,11 @@ NOT_AN_IMAGE = "not_an_image"
 TOO_LARGE = "too_large"
 TRUNCATED = "truncated"
 DECODE_ERROR = "decode_error"
+UNSAFE_PATH = "unsafe_path"
+ENCRYPTED = "encrypted"
+DAMAGED = "damaged"
+BAD_CAPTION = "bad_caption"
+REPEATED = "repeated"
 
 
 def sample_uid(source: str, key: str, caption: str | None) -> str:

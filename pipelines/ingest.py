@@ -21,8 +21,8 @@ from curate.image import UnreadableImage, read_header
 from curate.tar import TarShard
 from pipelines.command import run_step
 from pipelines.ingest_crawls import crawled, download_folder, download_missing, url_fragment, url_step, web_fragments
-from pipelines.ingest_dumps import dump_fragments, dumped
-from pipelines.runner import Made, Report, Runner, Step, say, shaping
+from pipelines.ingest_dumps import dump_fragments, dumped, listing_fragment, listing_step, parts_of
+from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
 from pipelines.store import Root, scratch_file
 from schemas import samples
 
@@ -31,11 +31,15 @@ SPEED = ("download_threads", "timeout_s", "retries")
 
 
 def ingest(runner: Runner) -> list[Report]:
-    """Bring in every source; publish urls (crawls only) and samples."""
+    """Bring in every source; publish urls (crawls only), listings (dumps only) and samples."""
     config = runner.config
     step = Step(table="samples", settings=shaping(config.ingest, *SPEED), build=_build)
-    wanted = [fragment for dump in config.dumps for fragment in dump_fragments(dump, config.ingest.rows_per_shard)]
+    parts = parts_of(config)
+    wanted: list[Fragment] = []
     reports = []
+    if parts:
+        reports.append(runner.run(listing_step(config), [listing_fragment(part) for part in parts]))
+        wanted += dump_fragments(runner.root, parts)
     if config.web:
         reports.append(runner.run(url_step(config), [url_fragment(source) for source in config.web]))
         web = web_fragments(runner.root)
@@ -53,9 +57,8 @@ def _build(config: CurationConfig) -> Any:
     root = Root(config.root)
 
     def bring_in(kind: str, *arguments: Any) -> Made:
-        rows = crawled(root, *arguments) if kind == "web" else dumped(*arguments)
-        name = arguments[1] if kind == "web" else f"{arguments[0].name}-{arguments[1]:05d}"
-        return _shard(name, rows)
+        rows = crawled(root, *arguments) if kind == "web" else dumped(root, *arguments)
+        return _shard(arguments[1], rows)
 
     return bring_in
 

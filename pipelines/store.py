@@ -266,6 +266,7 @@ def fragments(root: Root, table: str) -> dict[str, str]:
 
 MADE_BY = {
     "urls": "ingest",
+    "listings": "ingest",
     "samples": "ingest",
     "caption_counts": "captions",
     "captions": "captions",
