@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -41,13 +42,14 @@ def _shaping(source: DumpSource) -> dict[str, Any]:
 
 def _build_listings(config: CurationConfig) -> Any:
     def split(part: Part) -> Made:
-        chunks, lists = [], {}
+        chunks = []
+        lists: dict[str, bytes | Path] = {}
         for number, listing in enumerate(list_part(part, config.ingest.rows_per_shard)):
             chunk = f"{part.name}-{number:05d}"
             path = scratch_file(".parquet")
-            path.write_bytes(parquet_bytes(listing))
-            lists[_listing_file(chunk)] = path
-            chunks.append({"source": part.source.name, "chunk": chunk, "rows": num_samples(listing)})
+            path.write_bytes(parquet_bytes(listing.rows))
+            lists |= {_listing_file(chunk): path, f"{LISTINGS}{chunk}{VERSIONS}": listing.versions.encode()}
+            chunks.append({"source": part.source.name, "chunk": chunk, "rows": num_samples(listing.rows)})
         schema = pa.schema([("source", pa.string()), ("chunk", pa.string()), ("rows", pa.int64())])
         return Made(rows=pa.Table.from_pylist(chunks, schema=schema), files=lists)
 
@@ -55,15 +57,14 @@ def _build_listings(config: CurationConfig) -> Any:
 
 
 def dump_fragments(root: Root, parts: list[Part]) -> Iterator[Fragment]:
-    """Yield a fragment for each chunk, made from the very rows of its listing."""
+    """Yield a fragment for each chunk, made from the rows of its listing and the versions of its files."""
     listed = manifest(root, "listings")["fragments"]
     for part in parts:
-        for file, said in sorted(listed[part.name]["files"].items()):
-            if file.startswith(LISTINGS):
-                chunk = file.removeprefix(LISTINGS).removesuffix(".parquet")
-                # the version tells one archive from another with the same offsets; folders have it in their rows
-                made_from = [_shaping(part.source), said["sha256"], part.version if part.file else None]
-                yield Fragment(name=chunk, made_from=made_from, arguments=("dump", part.source, chunk))
+        files = listed[part.name]["files"]
+        for file in sorted(name for name in files if name.endswith(VERSIONS)):
+            chunk = file.removeprefix(LISTINGS).removesuffix(VERSIONS)
+            made_from = [_shaping(part.source), files[_listing_file(chunk)]["sha256"], files[file]["sha256"]]
+            yield Fragment(name=chunk, made_from=made_from, arguments=("dump", part.source, chunk))
 
 
 def dumped(root: Root, source: DumpSource, chunk: str) -> Iterator[tuple[dict[str, Any], bytes | None]]:
@@ -77,7 +78,7 @@ def dumped(root: Root, source: DumpSource, chunk: str) -> Iterator[tuple[dict[st
             yield row, found.data
 
 
-LISTINGS = "raw/listings/"
+LISTINGS, VERSIONS = "raw/listings/", ".versions"
 
 
 def _listing_file(chunk: str) -> str:

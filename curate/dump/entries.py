@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -25,8 +25,6 @@ class Blob:
 
     path: str
     """File below the dump's folder."""
-    version: str
-    """What its file system says of this version of the file."""
     num_bytes: int
     offset: int | None = None
     """First byte of the data in a tar, of the local header in a zip; None for a whole file."""
@@ -64,7 +62,6 @@ class Entry:
 BLOB = pa.struct(
     [
         ("path", pa.binary()),
-        ("version", pa.string()),
         ("num_bytes", pa.int64()),
         ("offset", pa.int64()),
         ("packed_bytes", pa.int64()),
@@ -229,7 +226,7 @@ def is_image(name: str) -> bool:
 
 def to_table(entries: Sequence[Entry]) -> pa.Table:
     """Return the entries as rows of a listing."""
-    return pa.Table.from_pylist([_as_bytes(asdict(entry)) for entry in entries], schema=SCHEMA)
+    return pa.Table.from_pylist([_record(entry) for entry in entries], schema=SCHEMA)
 
 
 def from_table(listing: pa.Table) -> Iterator[Entry]:
@@ -238,12 +235,15 @@ def from_table(listing: pa.Table) -> Iterator[Entry]:
         yield Entry(**row | blobs | {"key": row["key"].decode("utf-8", "surrogatepass")})
 
 
-def _as_bytes(row: dict[str, Any]) -> dict[str, Any]:
-    for name in ("image", "text", "record"):
-        if row[name]:
-            row[name]["path"] = row[name]["path"].encode("utf-8", "surrogatepass")
-    error = None if row["error"] is None else sample.storable(row["error"])
-    return row | {"key": row["key"].encode("utf-8", "surrogatepass"), "error": error}
+def _record(entry: Entry) -> dict[str, Any]:
+    # vars, not asdict, which copies each value and takes most of the time to list a tar
+    error = None if entry.error is None else sample.storable(entry.error)
+    blobs = {name: _blob_record(getattr(entry, name)) for name in ("image", "text", "record")}
+    return vars(entry) | blobs | {"key": entry.key.encode("utf-8", "surrogatepass"), "error": error}
+
+
+def _blob_record(blob: Blob | None) -> dict[str, Any] | None:
+    return None if blob is None else vars(blob) | {"path": blob.path.encode("utf-8", "surrogatepass")}
 
 
 def _blob(said: dict[str, Any] | None) -> Blob | None:

@@ -70,7 +70,7 @@ def list_folder(source: DumpSource, files: Iterable[DumpFile]) -> list[Entry]:
 
 
 def _whole(file: DumpFile) -> Blob:
-    return Blob(path=file.path, version=file.version, num_bytes=file.num_bytes)
+    return Blob(path=file.path, num_bytes=file.num_bytes)
 
 
 def _metadata(source: DumpSource, paths: list[str]) -> Captions:
@@ -95,10 +95,7 @@ def list_archive(source: DumpSource, archive: DumpFile) -> list[Entry]:
     """Return the entries of a tar or zip in its own order; raises ValueError as `list_folder` does."""
     fs, folder = place(source)
     with fs.open(posixpath.join(folder, archive.path), "rb", block_size=READ_AHEAD_BYTES) as file:
-        if source.kind == "zip":
-            found = list(index_zip(file, archive.path, archive.version))
-        else:
-            found = _tar_members(file, archive)
+        found = list(index_zip(file, archive.path)) if source.kind == "zip" else _tar_members(file, archive)
         members = [_safe(member) for member in found]
         captions = None if source.captions is None else _captions_inside(file, members, source, archive)
     broken = [_broken(archive, member, number) for number, member in enumerate(members) if not member.name]
@@ -110,7 +107,7 @@ def _tar_members(file: Any, archive: DumpFile) -> list[Member]:
         return [Member(name="", status=sample.DAMAGED, error="a compressed tar has no offsets: unpack it to .tar")]
     members = []
     for found in index_tar(file, archive.num_bytes):
-        blob = Blob(path=archive.path, version=archive.version, offset=found.offset, num_bytes=found.num_bytes)
+        blob = Blob(path=archive.path, offset=found.offset, num_bytes=found.num_bytes)
         members.append(
             Member(name=found.name, blob=None if found.status else blob, status=found.status, error=found.error)
         )

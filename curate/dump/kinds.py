@@ -63,19 +63,29 @@ def dump_parts(source: DumpSource) -> list[Part]:
     return parts
 
 
-def list_part(part: Part, rows_per_chunk: int) -> Iterator[pa.Table]:
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What one chunk is to hold; its rows say nothing of times, so that copies of a dump have the same."""
+
+    rows: pa.Table
+    versions: str
+    """Another one where a file of the chunk changed."""
+
+
+def list_part(part: Part, rows_per_chunk: int) -> Iterator[Listing]:
     """Yield the listings of a part, of at most `rows_per_chunk` samples each, in an order of their own."""
     if part.file is not None and part.source.kind in ("parquet", "arrow"):
-        yield from map(tables.to_table, tables.list_rows(part.source, part.file, rows_per_chunk))
+        for rows in tables.list_rows(part.source, part.file, rows_per_chunk):
+            yield Listing(rows=tables.to_table(rows), versions=part.version)
         return
-    found = list_folder(part.source, find_files(part.source)) if part.file is None else _of_archive(part)
+    files = [part.file] if part.file else find_files(part.source)
+    found = list_archive(part.source, part.file) if part.file else list_folder(part.source, files)
+    of = {file.path: file.version for file in files}
     for first in range(0, len(found), rows_per_chunk):
-        yield entries.to_table(found[first : first + rows_per_chunk])
-
-
-def _of_archive(part: Part) -> list[entries.Entry]:
-    assert part.file is not None
-    return list_archive(part.source, part.file)
+        chunk = found[first : first + rows_per_chunk]
+        paths = sorted({blob.path for entry in chunk for blob in (entry.image, entry.text, entry.record) if blob})
+        versions = _digest([[_hex(path), of[path]] for path in paths])
+        yield Listing(rows=entries.to_table(chunk), versions=versions)
 
 
 def num_samples(listing: pa.Table) -> int:

@@ -45,6 +45,7 @@ def read_entries(source: DumpSource, entries: Iterable[Entry]) -> Iterator[DumpR
             found = _read(archives, [blob for entry in group for blob in _blobs(entry)], source.max_file_mb << 20)
             for entry in group:
                 yield _row(entry, found, source)
+            del found  # or the next group would be read beside it
 
 
 def _blobs(entry: Entry) -> list[Blob]:

@@ -29,7 +29,6 @@ class Rows:
     """Some rows of one row group or record batch, or the status of what cannot be read."""
 
     path: str
-    version: str
     unit: int
     """Number of the row group or record batch."""
     offset: int
@@ -46,7 +45,6 @@ class Rows:
 SCHEMA = pa.schema(
     [
         ("path", pa.binary()),
-        ("version", pa.string()),
         *((name, pa.int64()) for name in ("unit", "offset", "first_row", "skip", "count")),
         ("status", pa.string()),
         ("error", pa.string()),
@@ -81,7 +79,6 @@ class _Listing:
         self.rows.append(
             Rows(
                 path=self._file.path,
-                version=self._file.version,
                 unit=unit,
                 offset=offset,
                 first_row=self._next_row,

@@ -32,20 +32,19 @@ class UnreadableBlob(ValueError):
         self.status = status
 
 
-def index_zip(file: BinaryIO, path: str, version: str) -> Iterator[Member]:
+def index_zip(file: BinaryIO, path: str) -> Iterator[Member]:
     """Yield every member that is no folder by offset; encrypted ones, links and what cannot be read as a status."""
     try:
         infos = sorted(_directory(file), key=lambda info: info.header_offset)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         yield Member(name="", status=sample.DAMAGED, error=f"no central directory, members by their headers: {error}")
-        yield from _by_headers(file, path, version)
+        yield from _by_headers(file, path)
         return
     end = 0
     for info in infos:
         overlaps, end = info.header_offset < end, info.header_offset + HEADER.size + info.compress_size
         blob = Blob(
             path=path,
-            version=version,
             offset=info.header_offset,
             num_bytes=info.file_size,
             packed_bytes=info.compress_size,
@@ -54,7 +53,7 @@ def index_zip(file: BinaryIO, path: str, version: str) -> Iterator[Member]:
         )
         if overlaps:
             yield Member(name=info.filename, status=sample.DAMAGED, error="it shares its bytes with another member")
-        elif not info.is_dir():
+        elif not info.filename.endswith("/"):
             yield _member(info.filename, blob, info.flag_bits, info.external_attr >> 16)
 
 
@@ -82,7 +81,7 @@ def _member(name: str, blob: Blob, flags: int, mode: int = 0) -> Member:
     return Member(name=name, blob=blob)
 
 
-def _by_headers(file: BinaryIO, path: str, version: str) -> Iterator[Member]:
+def _by_headers(file: BinaryIO, path: str) -> Iterator[Member]:
     """Yield the members of a zip without a central directory, up to the first one that is not whole."""
     num_bytes, offset = file.seek(0, 2), 0
     while (found := _header(file, offset)) is not None:
@@ -98,7 +97,6 @@ def _by_headers(file: BinaryIO, path: str, version: str) -> Iterator[Member]:
             return
         blob = Blob(
             path=path,
-            version=version,
             offset=offset,
             num_bytes=unpacked,
             packed_bytes=packed,

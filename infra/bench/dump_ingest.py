@@ -123,7 +123,7 @@ def ours(folder: Path, kind: str, count: int) -> dict[str, float]:
 
     started = time.perf_counter()
     parts = dump_parts(DumpSource(name="d", folder=str(folder), kind=kind))
-    listings = [(part.source, listing) for part in parts for listing in list_part(part, ROWS_PER_SHARD)]
+    listings = [(part.source, listing.rows) for part in parts for listing in list_part(part, ROWS_PER_SHARD)]
     listed = time.perf_counter()
     done = 0
     for number, (source, listing) in enumerate(listings):
@@ -155,14 +155,14 @@ def plain(folder: Path, _: str, count: int) -> dict[str, float]:
     return {"seconds": ended - started, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}
 
 
-def alone(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Run in a fresh process."""
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run in a fresh process, whose peak memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, arguments)
 
 
 def measure(kind: str, folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    dump_bytes = write(kind, folder / kind, arguments.count, arguments.side_px)
+    dump_bytes = alone(write, kind, folder / kind, arguments.count, arguments.side_px)
     runs = [
         (alone(ours, folder / kind, kind, arguments.count), alone(plain, folder / "plain", kind, arguments.count))
         for _ in range(arguments.repeat)
@@ -193,7 +193,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write("tar", folder / "plain", arguments.count, arguments.side_px)
+        alone(write, "tar", folder / "plain", arguments.count, arguments.side_px)
         for kind in arguments.kinds:
             print(json.dumps(measure(kind, folder, arguments)), flush=True)
 

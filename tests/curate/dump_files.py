@@ -29,7 +29,9 @@ def read(folder: Any, rows_per_chunk: int = 100, **settings: Any) -> list[DumpRo
 
 def chunks_of(folder: Any, rows_per_chunk: int = 100, **settings: Any) -> list[list[DumpRow]]:
     parts = dump_parts(DumpSource(name="d", folder=str(folder), **settings))
-    return [list(read_listing(part.source, listing)) for part in parts for listing in list_part(part, rows_per_chunk)]
+    return [
+        list(read_listing(part.source, listing.rows)) for part in parts for listing in list_part(part, rows_per_chunk)
+    ]
 
 
 def told(rows: Iterable[DumpRow]) -> list[tuple[str, str | None, bytes | str | None]]:

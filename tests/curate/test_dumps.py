@@ -5,16 +5,21 @@ import json
 import os
 import struct
 import tarfile
+import textwrap
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from curate.config import DumpSource
+from curate.config import CurationConfig, DumpSource
+from curate.config_file import read_settings
 from curate.dump.files import find_files
 from curate.dump.kinds import dump_parts, list_part, read_listing
 from curate.sample import sample_uid
@@ -137,7 +142,7 @@ def test_a_file_that_goes_between_listing_and_reading_is_a_status(tmp_path):
     (listing,) = list_part(part, 100)
     (tmp_path / "a.jpg").unlink()
     (tmp_path / "sub" / "c.d.txt").unlink()
-    assert told(read_listing(part.source, listing)) == [
+    assert told(read_listing(part.source, listing.rows)) == [
         ("a.jpg", "a caption", "missing_file"),
         ("b.PNG", None, b"B"),
         ("sub/c.d.webp", None, "missing_file"),
@@ -299,7 +304,13 @@ def test_a_hostile_length_neither_loops_nor_fills_the_memory(size, kind):
     header[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
     header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
     data = tar_of([("first.jpg", b"F")])[:1024] + bytes(header) + bytes(2048)
-    found = list(index_tar(io.BytesIO(data), len(data)))
+
+    class Watched(io.BytesIO):
+        def read(self, num_bytes=-1):
+            assert 0 <= num_bytes <= 1 << 20
+            return super().read(num_bytes)
+
+    found = list(index_tar(Watched(data), len(data)))
     assert (found[0].name, found[0].status) == ("first.jpg", None)
     assert {each.status for each in found[1:]} <= {"damaged", "truncated"} and found[1:]
 
@@ -368,7 +379,9 @@ def test_members_of_a_zip_that_share_their_bytes_are_refused(tmp_path):
     data = bytearray(data)
     data[second + 42 : second + 46] = data[first + 42 : first + 46]
     (tmp_path / "x.zip").write_bytes(data)
-    assert [status for *_, status in told(read(tmp_path))] == [bytes(100_000), "damaged"]
+    kept, refused = read(tmp_path)
+    assert (kept.data, refused.status) == (bytes(100_000), "damaged")
+    assert "shares its bytes" in refused.error
 
 
 def test_a_zip_bomb_gives_no_more_than_it_says(tmp_path):
@@ -569,6 +582,46 @@ def test_every_kind_from_a_file_system_that_is_not_local(tmp_path, kind):
     assert found == read(tmp_path, 3, **said)
     assert dump_parts(DumpSource(name="d", folder=str(tmp_path), **said))[0].source.kind == kind
     assert len(found) == {"folder": 3, "tar": 3, "zip": 3, "parquet": 10, "arrow": 10, "imagefolder": 1}[kind]
+
+
+def test_no_more_than_a_group_of_images_is_held(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for number in range(200):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = 1 << 20
+            archive.addfile(member, io.BytesIO(bytes(1 << 20)))
+    (part,) = dump_parts(DumpSource(name="d", folder=str(tmp_path)))
+    (listing,) = list_part(part, 1000)
+    tracemalloc.start()
+    assert sum(len(row.data) for row in read_listing(part.source, listing.rows)) == 200 << 20
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < (64 << 20) + (16 << 20)
+
+
+def test_of_a_large_row_group_some_rows_are_held(tmp_path):
+    table = image_table((os.urandom(1 << 16), None, f"caption {n}") for n in range(2000))
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=2000, compression="none", write_batch_size=16)
+    del table
+    (part,) = dump_parts(DumpSource(name="d", folder=str(tmp_path), caption_column="text"))
+    before, held = pa.total_allocated_bytes(), []
+    for listing in list_part(part, 1500):
+        held += [pa.total_allocated_bytes() - before for _ in read_listing(part.source, listing.rows)]
+    assert len(held) == 2000
+    assert max(held) < 24 << 20
+
+
+# the documentation
+
+
+def test_the_examples_of_the_documentation_are_settings(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "curation.md").read_text()
+    part = page.split("## Dumps")[1]
+    example = textwrap.dedent(part[part.index("    dumps:") :].split("\n\n")[0])
+    (tmp_path / "c.yaml").write_text(f"root: out\n{example}")
+    config, _ = read_settings(CurationConfig, ["--config", str(tmp_path / "c.yaml")], prog="p", description="")
+    assert {source.kind for source in config.dumps} == {None, "imagefolder", "tar", "zip", "parquet", "arrow"}
+    assert len(config.dumps) == 7
 
 
 # real data

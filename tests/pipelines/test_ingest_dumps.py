@@ -132,6 +132,8 @@ def test_the_order_of_a_listing_does_not_matter(tmp_path, monkeypatch):
     for kind in ("folder", "tar"):
         bring_in(config_of(folder, tmp_path / f"{kind}-back", kind=kind))
         assert digests(tmp_path / f"{kind}-back") == digests(tmp_path / f"{kind}-there")
+        again = bring_in(config_of(folder, tmp_path / f"{kind}-there", kind=kind))
+        assert {name: report.made for name, report in again.items()} == {"listings": 0, "samples": 0}
 
 
 def later(path: Path, data: bytes | str) -> None:
@@ -167,6 +169,19 @@ def test_a_replaced_archive_with_the_same_offsets_is_read_again(tmp_path):
     later(folder / "y.tar", (folder / "y.tar").read_bytes().replace(b"A picture", b"B picture"))
     assert bring_in(config)["samples"].made == 1
     assert set(samples_of(tmp_path / "out").caption.dropna().str[0]) == {"A", "B"}
+
+
+def test_a_copy_of_a_dump_gives_the_same_files(tmp_path):
+    for number in (1, 2):
+        write_folder(tmp_path / f"dump{number}", KINDS["folder"])
+        bring_in(config_of(tmp_path / f"dump{number}", tmp_path / f"out{number}"))
+        os.utime(tmp_path / "dump1" / "0.jpg", (0, 0))
+    listings = [
+        {path.name: path.read_bytes() for path in (tmp_path / f"out{number}" / "raw" / "listings").glob("*.parquet")}
+        for number in (1, 2)
+    ]
+    assert listings[0] == listings[1] and len(listings[0]) == 3
+    assert digests(tmp_path / "out1") == digests(tmp_path / "out2")
 
 
 def test_a_file_that_comes_or_goes_leaves_the_other_archives_alone(tmp_path):
