@@ -71,7 +71,7 @@ def _text(value: Any) -> str | None:
 
 
 def _add(into: Captions, value: Any, below: str, caption: str | None, license_: str | None) -> None:
-    said = "" if value is None else str(value)
+    said = "" if value is None else str(value).replace("\0", "\ufffd")  # no file has that in its name
     name = posixpath.normpath(posixpath.join(below, said))
     if not said:
         refusal = (sample.MISSING_FILE, "the row of the captions file names no file")

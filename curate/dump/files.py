@@ -14,7 +14,7 @@ from curate import sample
 from curate.config import DumpSource
 from curate.dump.captions import Captions, read_captions
 from curate.dump.entries import Blob, Entry, Member, pair
-from curate.dump.zips import index_zip, unzipped
+from curate.dump.zips import UnreadableBlob, index_zip, unzipped
 from curate.tar import index_tar
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -137,11 +137,14 @@ def _captions_inside(file: Any, members: list[Member], source: DumpSource, archi
     captions = Captions()
     for blob in blobs:
         if blob.method is not None:
-            data = unzipped(file, blob, blob.num_bytes)
+            try:
+                data = unzipped(file, blob, blob.num_bytes)
+            except UnreadableBlob as error:
+                raise ValueError(f"{where} in {archive.path}: {error}") from error
         else:
             file.seek(blob.offset)
             data = file.read(blob.num_bytes)
         read_captions(io.BytesIO(data), name, source, f"{where} in {archive.path}", captions)
-    if not blobs and any(member.name for member in members):
+    if not blobs and all(member.name for member in members):  # a broken archive may have lost it, and says so itself
         raise ValueError(f"{where}: not in {archive.path}")
     return captions

@@ -91,6 +91,7 @@ def test_each_row_of_a_captions_file_has_a_row(tmp_path):
         {"file_name": "../x.jpg", "caption": "out"},
         {"file_name": "/etc/x.jpg", "caption": "out"},
         {"file_name": None, "caption": "no name"},
+        {"file_name": "a.jpg\0=1", "caption": "second"},
     ]
     write_folder(tmp_path, {"a.jpg": b"A", "b.jpg": b"B", "c.jsonl": lines(*rows)})
     found = read(tmp_path, captions="c.jsonl", license_column="by", license="mine")
@@ -101,6 +102,7 @@ def test_each_row_of_a_captions_file_has_a_row(tmp_path):
         ("a.jpg", "first", b"A"),
         ("a.jpg", "second", "repeated"),
         ("a.jpg", "second", b"A"),
+        ("a.jpg\ufffd=1", "second", "missing_file"),
         ("b.jpg", None, b"B"),
         ("lost.jpg", "only the first counts", "missing_file"),
     ]
@@ -226,6 +228,14 @@ class TestArchives:
         kept = [(f"{path.name}/{n}.jpg", None, pictures[f"{n}.jpg"]) for n in range(3)]
         assert found[:4] == [*kept, (f"{path.name}/3.jpg", None, "truncated")]
         assert found[4:] == [(path.name, None, "truncated" if make is tar_of else "damaged")]
+
+    def test_a_cut_off_archive_may_have_lost_its_captions(self, tmp_path, make):
+        whole = make([("a.jpg", b"A" * 600), ("b.jpg", os.urandom(600)), ("c.jsonl", "")])
+        path = tmp_path / ("x.tar" if make is tar_of else "x.zip")
+        path.write_bytes(whole[: whole.index(b"b.jpg") + (700 if make is tar_of else 100)])
+        found = told(read(tmp_path, captions="c.jsonl"))
+        assert found[:2] == [(f"{path.name}/a.jpg", None, b"A" * 600), (f"{path.name}/b.jpg", None, "truncated")]
+        assert [name for name, *_ in found[2:]] == [path.name]
 
     @pytest.mark.parametrize("data", [b"", b"not an archive", bytes(511)])
     def test_no_archive_at_all_is_a_status(self, tmp_path, make, data):
@@ -390,6 +400,14 @@ def test_a_zip_bomb_gives_no_more_than_it_says(tmp_path):
         struct.pack_into("<L", data, data.index(signature) + at, 10)
     (tmp_path / "x.zip").write_bytes(data)
     assert told(read(tmp_path)) == [("x.zip/a.jpg", None, "damaged")]
+
+
+def test_a_captions_file_that_does_not_unpack_is_named(tmp_path):
+    data = bytearray(zip_of([("c.jsonl", os.urandom(100)), ("a.jpg", b"A")], zipfile.ZIP_STORED))
+    data[60] ^= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(ValueError, match=r"dumps\.d\.captions = c\.jsonl in x\.zip: length or crc32 differ"):
+        read(tmp_path, captions="c.jsonl")
 
 
 # tables
