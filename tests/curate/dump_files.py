@@ -103,7 +103,7 @@ def stream_of(table: pa.Table, rows_per_batch: int = 4) -> bytes:
 
 
 def saved_to_disk(tables: Iterable[pa.Table]) -> dict[str, bytes]:
-    """Return the files that `datasets.Dataset.save_to_disk` writes, as its version 4 does."""
+    """Return the files that `datasets.Dataset.save_to_disk` writes, as its version 5 does."""
     tables = list(tables)
     names = [f"data-{number:05d}-of-{len(tables):05d}.arrow" for number in range(len(tables))]
     state = {

@@ -492,6 +492,14 @@ def test_a_data_set_saved_to_disk(tmp_path, rows_per_chunk):
     assert sorted(found) == sorted(wanted)
 
 
+def test_a_data_set_that_the_datasets_package_saved():
+    """tests/curate/saved_by_datasets is what save_to_disk(num_shards=2) of datasets 5.2.0 wrote."""
+    found = read(Path(__file__).parent / "saved_by_datasets", 3, caption_column="text", license="mine")
+    wanted = [(f"data-{n // 5:05d}-of-00002.arrow#{n % 5}/{n}.jpg", f"caption {n}", (32, 24)) for n in range(10)]
+    assert sorted((*row[:2], Image.open(io.BytesIO(row[2])).size) for row in told(found)) == wanted
+    assert {row.license for row in found} == {"mine"}
+
+
 def test_arrow_files_without_a_state_and_in_the_file_format(tmp_path):
     sink = pa.BufferOutputStream()
     table = image_table(ROWS)
