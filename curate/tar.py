@@ -21,9 +21,7 @@ class TarShard:
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member and return the offset of its first data byte."""
-        member = tarfile.TarInfo(name)
-        member.size, member.mtime, member.mode = len(data), 0, 0o644
-        header = member.tobuf(tarfile.USTAR_FORMAT)
+        header = _header(name, len(data))
         offset = self._position + len(header)
         padding = -len(data) % BLOCK
         self._file.write(header)
@@ -35,6 +33,28 @@ class TarShard:
     def close(self) -> None:
         """Write the two empty blocks that end an archive."""
         self._file.write(bytes(2 * BLOCK))
+
+
+def _ustar(name: str, num_bytes: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode = num_bytes, 0, 0o644
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+_NAMELESS = _ustar("", 0)
+
+
+def _header(name: str, num_bytes: int) -> bytes:
+    """Return tarfile's header, for the usual names and lengths without its detours."""
+    raw = name.encode("utf-8", "surrogateescape")
+    if len(raw) > 100 or num_bytes >= 8**11:
+        return _ustar(name, num_bytes)
+    header = bytearray(_NAMELESS)
+    header[: len(raw)] = raw
+    header[124:136] = b"%011o\0" % num_bytes
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def _stored(row: dict[str, Any], data: bytes | None, shard: TarShard, shard_name
     except UnreadableImage as error:
         return row | {"status": error.status, "error": str(error)}
     offset = shard.add(f"{row['uid']}.{header.format.lower()}", data)
-    return row | {"shard": shard_name, "offset": offset, "status": sample.OK} | asdict(header)
+    return row | {"shard": shard_name, "offset": offset, "status": sample.OK} | vars(header)
 
 
 if __name__ == "__main__":

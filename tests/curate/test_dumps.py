@@ -23,7 +23,7 @@ from curate.config_file import read_settings
 from curate.dump.files import find_files
 from curate.dump.kinds import dump_parts, list_part, read_listing
 from curate.sample import sample_uid
-from curate.tar import index_tar
+from curate.tar import TarShard, index_tar
 from tests.curate.dump_files import (
     chunks_of,
     image_table,
@@ -243,6 +243,25 @@ class TestArchives:
         path.write_bytes(data)
         ((name, caption, status),) = told(read(tmp_path))
         assert (name, caption) == (path.name, None) and status in ("truncated", "damaged")
+
+
+@given(
+    name=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=120),
+    size=st.integers(0, 5000),
+)
+@settings(deadline=None)
+def test_headers_of_shards_are_those_of_tarfile(name, size):
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode = size, 0, 0o644
+    shard = io.BytesIO()
+    try:
+        header = member.tobuf(tarfile.USTAR_FORMAT)
+    except ValueError:
+        with pytest.raises(ValueError, match="name is too long"):
+            TarShard(shard).add(name, bytes(size))
+        return
+    assert TarShard(shard).add(name, bytes(size)) == 512
+    assert shard.getvalue() == header + bytes(size + -size % 512)
 
 
 def test_a_webdataset_sample_may_have_many_keys(tmp_path):
