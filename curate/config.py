@@ -114,22 +114,44 @@ RETRIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class DumpSource:
-    """A folder of images that one already has, with captions."""
+    """Images that one already has, with captions: a folder, archives, or tables."""
 
     name: str
     """Name of the source, part of every uid."""
     folder: str
-    """Folder (fsspec URL) that is searched for images."""
+    """Folder that is searched for images, archives or tables, or one such file (fsspec URL)."""
+    kind: Literal["folder", "imagefolder", "tar", "zip", "parquet", "arrow"] | None = None
+    """What the folder holds: images, images with metadata files (Hugging Face), tars (WebDataset), zips, parquet or
+    arrow files (Hugging Face's save_to_disk); null finds out."""
     captions: str | None = None
-    """JSONL or CSV file inside the folder; null reads a .txt beside each image."""
+    """JSONL, CSV or parquet file with captions inside the folder, or inside each archive; null reads sidecars."""
+    sidecar: Literal["txt", "json"] | None = None
+    """Ending of the caption beside each image; null reads the .txt, or the .json where there is no .txt."""
     file_column: str = "file_name"
-    """Column of the captions file with the image's path inside the folder."""
-    caption_column: str = "caption"
-    """Column of the captions file with the caption (a list keeps its first entry)."""
+    """Column of the captions file with the image's path inside the folder or archive."""
+    image_column: str | None = None
+    """Column of a parquet or arrow file with the image's bytes; null takes the only one that can be."""
+    caption_column: str | None = "caption"
+    """Column (or field of a .json) with the caption; a list keeps its first entry. null: a table without captions."""
+    license_column: str | None = None
+    """Column (or field of a .json) with the licence, where there is one."""
     license: str | None = None
-    """Licence of every image of the dump."""
+    """Licence of every image that has none in license_column."""
+    max_file_mb: int = 256
+    """Larger images are a status, and are not read."""
     evaluation: bool = False
     """Keep it out of training, and with it every picture near one of its own."""
+
+    def __post_init__(self) -> None:
+        where = f"dumps.{self.name}"
+        require(self.max_file_mb > 0, f"{where}.max_file_mb", self.max_file_mb, "must be at least 1")
+        in_rows = self.kind in ("parquet", "arrow")
+        require(not (in_rows and self.captions), f"{where}.captions", self.captions, "a table has its own captions")
+        needs_column = self.captions is not None or self.sidecar == "json" or self.kind == "imagefolder"
+        named = self.caption_column is not None or not needs_column
+        require(named, f"{where}.caption_column", self.caption_column, "name the column with the caption")
+        both = self.captions is not None and self.sidecar is not None
+        require(not both, f"{where}.sidecar", self.sidecar, "captions come from the captions file: set one of the two")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,11 @@ NOT_AN_IMAGE = "not_an_image"
 TOO_LARGE = "too_large"
 TRUNCATED = "truncated"
 DECODE_ERROR = "decode_error"
+UNSAFE_PATH = "unsafe_path"
+ENCRYPTED = "encrypted"
+DAMAGED = "damaged"
+BAD_CAPTION = "bad_caption"
+REPEATED = "repeated"
 
 # A crawl's requests: what was not asked for
 LICENSE_REFUSED = "license_not_allowed"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,22 @@ from curate.tar import TarShard
 from pipelines import crawl_report
 from pipelines.command import run_step
 from pipelines.ingest_crawls import FETCH_SETTINGS, counts_of, crawled, fetch_crawls, fetched, url_fragment, url_step
-from pipelines.ingest_dumps import dump_fragments, dumped
-from pipelines.runner import Made, Report, Runner, Step, say
+from pipelines.ingest_dumps import dump_fragments, dumped, listing_fragment, listing_step, parts_of
+from pipelines.runner import Fragment, Made, Report, Runner, Step, say
 from pipelines.store import Root, scratch_file
 from schemas import fetches, samples
 
 
 def ingest(runner: Runner) -> list[Report]:
-    """Bring in every source; publish urls and fetches (crawls only) and samples."""
+    """Bring in every source; publish urls and fetches (crawls only), listings (dumps only) and samples."""
     config = runner.config
     step = Step(table="samples", settings=[], build=_build)
-    wanted = [fragment for dump in config.dumps for fragment in dump_fragments(dump, config.ingest.rows_per_shard)]
+    parts = parts_of(config)
+    wanted: list[Fragment] = []
     reports = []
+    if parts:
+        reports.append(runner.run(listing_step(config), [listing_fragment(part) for part in parts]))
+        wanted += dump_fragments(runner.root, parts)
     if config.web:
         reports.append(runner.run(url_step(config), [url_fragment(source) for source in config.web]))
         report, web = fetch_crawls(runner, _fetch_step(config))
@@ -68,7 +71,7 @@ def _build(config: CurationConfig) -> Any:
     def bring_in(kind: str, *arguments: Any) -> Made:
         if kind == "web":
             return crawled(root, config.ingest, *arguments)
-        return _shard(f"{arguments[0].name}-{arguments[1]:05d}", dumped(*arguments), samples.SCHEMA)
+        return _shard(arguments[1], dumped(root, *arguments), samples.SCHEMA)
 
     return bring_in
 
@@ -95,7 +98,7 @@ def _stored(row: dict[str, Any], data: bytes | None, shard: TarShard, shard_name
     except UnreadableImage as error:
         return row | {"status": error.status, "error": str(error)}
     offset = shard.add(f"{row['uid']}.{header.format.lower()}", data)
-    return row | {"shard": shard_name, "offset": offset, "status": sample.OK} | asdict(header)
+    return row | {"shard": shard_name, "offset": offset, "status": sample.OK} | vars(header)
 
 
 if __name__ == "__main__":

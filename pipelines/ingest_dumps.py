@@ -1,39 +1,85 @@
-"""Ingest of dumps: images that one already has, with the captions beside them."""
+"""Ingest of dumps: what lies in folders, archives and tables is listed, cut into chunks, and read chunk by chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import fsspec
+import pyarrow as pa
 
-from curate import sample
-from curate.config import DumpSource
-from curate.dump import DumpRow, list_dump
-from curate.sample import sample_uid, storable
-from pipelines.runner import Fragment, say
-
-
-def dump_fragments(dump: DumpSource, rows_per_shard: int) -> Iterator[Fragment]:
-    listed = list_dump(dump)
-    if not listed:
-        say(f"samples: dump {dump.name} has no images in {dump.folder}")
-    for number, first in enumerate(range(0, len(listed), rows_per_shard)):
-        rows = listed[first : first + rows_per_shard]
-        made_from = [asdict(dump), [asdict(row) for row in rows]]
-        yield Fragment(name=f"{dump.name}-{number:05d}", made_from=made_from, arguments=("dump", dump, number, rows))
+from curate.config import CurationConfig, DumpSource
+from curate.dump.entries import shown
+from curate.dump.kinds import Part, dump_parts, list_part, num_samples, read_listing
+from curate.sample import sample_uid
+from pipelines.runner import Fragment, Made, Step, say
+from pipelines.store import Root, manifest, parquet_bytes, scratch_file
 
 
-def dumped(dump: DumpSource, number: int, rows: list[DumpRow]) -> Iterator[tuple[dict[str, Any], bytes | None]]:
-    fs, folder = fsspec.core.url_to_fs(dump.folder)
-    for entry in rows:
-        caption = entry.caption
-        if entry.sidecar:
-            caption = fs.cat_file(f"{folder}/{entry.sidecar}").decode("utf-8", errors="replace").strip()
-        row: dict[str, Any] = {"uid": sample_uid(dump.name, entry.path, caption), "source": dump.name}
-        row |= {"url": storable(entry.path), "caption": caption, "license": dump.license}
-        try:
-            yield row, fs.cat_file(f"{folder}/{entry.path}")
-        except OSError as error:
-            yield row | {"status": sample.MISSING_FILE, "error": type(error).__name__}, None
+def parts_of(config: CurationConfig) -> list[Part]:
+    """Return what there is to list of every dump; raises ValueError for one that is not there or not known."""
+    found = []
+    for source in config.dumps:
+        parts = dump_parts(source)
+        if not parts:
+            say(f"samples: dump {source.name} has no images in {source.folder}")
+        found += parts
+    return found
+
+
+def listing_step(config: CurationConfig) -> Step:
+    return Step(table="listings", settings=[config.ingest.rows_per_shard], build=_build_listings)
+
+
+def listing_fragment(part: Part) -> Fragment:
+    return Fragment(name=part.name, made_from=[_shaping(part.source), part.version], arguments=(part,))
+
+
+def _shaping(source: DumpSource) -> dict[str, Any]:
+    return {name: value for name, value in asdict(source).items() if name != "evaluation"}
+
+
+def _build_listings(config: CurationConfig) -> Any:
+    def split(part: Part) -> Made:
+        chunks = []
+        lists: dict[str, bytes | Path] = {}
+        for number, listing in enumerate(list_part(part, config.ingest.rows_per_shard)):
+            chunk = f"{part.name}-{number:05d}"
+            path = scratch_file(".parquet")
+            path.write_bytes(parquet_bytes(listing.rows))
+            lists |= {_listing_file(chunk): path, f"{LISTINGS}{chunk}{VERSIONS}": listing.versions.encode()}
+            chunks.append({"source": part.source.name, "chunk": chunk, "rows": num_samples(listing.rows)})
+        schema = pa.schema([("source", pa.string()), ("chunk", pa.string()), ("rows", pa.int64())])
+        return Made(rows=pa.Table.from_pylist(chunks, schema=schema), files=lists)
+
+    return split
+
+
+def dump_fragments(root: Root, parts: list[Part]) -> Iterator[Fragment]:
+    """Yield a fragment for each chunk, made from the rows of its listing and the versions of its files."""
+    listed = manifest(root, "listings")["fragments"]
+    for part in parts:
+        files = listed[part.name]["files"]
+        for file in sorted(name for name in files if name.endswith(VERSIONS)):
+            chunk = file.removeprefix(LISTINGS).removesuffix(VERSIONS)
+            made_from = [_shaping(part.source), files[_listing_file(chunk)]["sha256"], files[file]["sha256"]]
+            yield Fragment(name=chunk, made_from=made_from, arguments=("dump", part.source, chunk))
+
+
+def dumped(root: Root, source: DumpSource, chunk: str) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    """Yield every listed row with its bytes, or with the status of what went wrong."""
+    for found in read_listing(source, root.read_table(_listing_file(chunk))):
+        row: dict[str, Any] = {"uid": sample_uid(source.name, found.key, found.caption), "source": source.name}
+        row |= {"url": shown(found.key), "caption": found.caption, "license": found.license}
+        if found.status:
+            yield row | {"status": found.status, "error": found.error}, None
+        else:
+            yield row, found.data
+
+
+LISTINGS, VERSIONS = "raw/listings/", ".versions"
+
+
+def _listing_file(chunk: str) -> str:
+    return f"{LISTINGS}{chunk}.parquet"

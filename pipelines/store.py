@@ -310,6 +310,7 @@ def fragments(root: Root, table: str) -> dict[str, str]:
 MADE_BY = {
     "urls": "ingest",
     "fetches": "ingest",
+    "listings": "ingest",
     "samples": "ingest",
     "caption_counts": "captions",
     "captions": "captions",

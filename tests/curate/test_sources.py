@@ -1,14 +1,13 @@
-"""URL lists and dump folders."""
+"""URL lists."""
 
 import json
 
 import pandas as pd
 import pytest
 
-from curate.config import DumpSource, WebSource
+from curate.config import WebSource
 from curate.crawl.download import discard_cut_off, finished
 from curate.crawl.lists import list_files, read_lists
-from curate.dump import list_dump
 from curate.sample import sample_uid
 
 ROWS = pd.DataFrame(
@@ -52,47 +51,6 @@ def test_lists_of_every_kind_give_distinct_rows(tmp_path, ending):
 def test_a_missing_list_is_named():
     with pytest.raises(ValueError, match=r"web\.s\.url_list = nowhere/\*\.csv"):
         list_files(WebSource(name="s", url_list="nowhere/*.csv"))
-
-
-def test_a_dump_with_captions_lists_what_is_there_and_what_is_not(tmp_path):
-    for name in ("a.jpg", "sub/b.png", "notes.pdf"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    lines = [
-        {"file": "a.jpg", "captions": ["first", "second"]},
-        {"file": "lost.jpg", "captions": []},
-        {"file": "../x.jpg"},
-    ]
-    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    source = DumpSource(
-        name="d", folder=str(tmp_path), captions="c.jsonl", file_column="file", caption_column="captions"
-    )
-    assert [(row.path, row.caption, row.is_there) for row in list_dump(source)] == [
-        ("a.jpg", "first", True),
-        ("lost.jpg", None, False),
-        ("sub/b.png", None, True),
-    ]
-
-
-def test_a_dump_with_sidecars(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    (tmp_path / "a.txt").write_text("a caption")
-    (tmp_path / "b.jpg").write_bytes(b"x")
-    rows = list_dump(DumpSource(name="d", folder=str(tmp_path)))
-    assert [(row.path, row.sidecar) for row in rows] == [("a.jpg", "a.txt"), ("b.jpg", None)]
-
-
-def test_what_is_wrong_with_a_dump_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"dumps\.d\.folder"):
-        list_dump(DumpSource(name="d", folder=str(tmp_path / "no")))
-    with pytest.raises(ValueError, match=r"dumps\.d\.captions = c\.csv: not in"):
-        list_dump(DumpSource(name="d", folder=str(tmp_path), captions="c.csv"))
-    (tmp_path / "c.csv").write_text("image,text\na.jpg,x\n")
-    with pytest.raises(ValueError, match="set file_column"):
-        list_dump(DumpSource(name="d", folder=str(tmp_path), captions="c.csv"))
-    (tmp_path / "c.jsonl").write_text('{"file_name": "a.jpg"}\n{broken\n')
-    with pytest.raises(ValueError, match="line 2"):
-        list_dump(DumpSource(name="d", folder=str(tmp_path), captions="c.jsonl"))
 
 
 def write_download(folder, stem, tar: bytes):

@@ -1,0 +1,1 @@
+"""Dumps: images that one already has, in folders, archives or tables."""
