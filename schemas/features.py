@@ -9,7 +9,7 @@ def schema(embedding_dim: int) -> pa.Schema:
     """Return the table's schema for a model with that embedding width."""
     return table(
         "features",
-        2,
+        3,
         [
             column("uid", pa.string(), "identity of the sample"),
             column("status", pa.string(), "ok, or the class of what went wrong while decoding"),
@@ -42,6 +42,34 @@ def schema(embedding_dim: int) -> pa.Schema:
                 "variance of the Laplacian of the 256 px grey picture",
                 range="0..",
                 direction="higher is sharper",
+            ),
+            column(
+                "luma_mean",
+                pa.float32(),
+                "mean luma of the 256 px grey picture",
+                range="0..255",
+                direction="higher is brighter",
+            ),
+            column(
+                "shadows_clipped",
+                pa.float32(),
+                "share of the 256 px grey picture with luma 5 and less",
+                range="0..1",
+                direction="higher has more black without detail",
+            ),
+            column(
+                "highlights_clipped",
+                pa.float32(),
+                "share of the 256 px grey picture with luma 250 and more",
+                range="0..1",
+                direction="higher has more white without detail",
+            ),
+            column(
+                "jpeg_quality",
+                pa.int32(),
+                "libjpeg quality whose luminance table is nearest to the file's; null for other formats",
+                range="1..100",
+                direction="higher is less compressed",
             ),
             column("embedding", pa.list_(pa.float16(), embedding_dim), "L2-normalised image embedding"),
             column(

@@ -16,7 +16,7 @@ FLIPS = 3
 """The first of the seven turned pictures are the flips and the half turn."""
 
 SAMPLE_COLUMNS = ["uid", "source", "url", "sha256", "caption"]
-FEATURE_COLUMNS = ["uid", "status", "width_px", "height_px", "phash64", "entropy_bits", "sharpness"]
+FEATURE_COLUMNS = ["uid", "status", "width_px", "height_px", "phash64", "entropy_bits", "sharpness", "jpeg_quality"]
 BYTES = np.dtype(
     [("sha", "u8", 4), ("caption", "u8"), ("url", "u8"), ("uid", "u8", 2), ("fragment", "i4"), ("row", "i4")]
 )
@@ -57,7 +57,8 @@ def records(
     made["evaluation"] = pc.is_in(rows["source"], pa.array(evaluation, pa.string())).to_numpy(zero_copy_only=False)
     area_px = rows["width_px"].to_numpy().astype(np.int64) * rows["height_px"].to_numpy()
     fine = rows["caption_fine"].to_numpy(zero_copy_only=False)
-    made["key"] = ranking.keys(made["evaluation"] | ahead, area_px, rows["sharpness"].to_numpy(), fine)
+    jpeg_quality = rows["jpeg_quality"].cast(pa.float64()).to_numpy()
+    made["key"] = ranking.keys(made["evaluation"] | ahead, area_px, jpeg_quality, rows["sharpness"].to_numpy(), fine)
     made["key"][made["evaluation"]] = 0  # ahead of earlier corpora, too
     _fill_hashes(made, rows, config)
     by_bytes = np.zeros(len(rows), BYTES)

@@ -169,7 +169,7 @@ def _own_hashes(image: Image.Image) -> tuple[np.ndarray, float, np.ndarray, int]
     grey = image.convert("L")
     eight = [hashes.phash64(grey), *(hashes.phash64(grey.transpose(turn)) for turn in hashes.TURNS)]
     pdq, pdq_quality = hashes.pdq256(image)
-    entropy_bits = quality.entropy_bits(quality.grey_256(image))
+    entropy_bits = quality.technical_quality(np.asarray(grey)).entropy_bits
     return np.array(eight, np.uint64), entropy_bits, np.frombuffer(pdq, np.uint64), pdq_quality
 
 
