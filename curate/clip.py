@@ -5,6 +5,7 @@ Shape legend: B images, C channels, H height, W width, D embedding width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,24 @@ def preprocessing(model: Any) -> Any:
         interpolation=config.get("interpolation"),
         resize_mode=config.get("resize_mode"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What the model wants to see, for the common transform: shorter side to `side_px`, bicubic, middle square."""
+
+    side_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def common_preprocessing(model: Any) -> Preprocessing | None:
+    """Return the model's preprocessing, or None where it is not the common transform."""
+    config = open_clip.get_model_preprocess_cfg(model)
+    sides = set(config["size"]) if isinstance(config["size"], tuple | list) else {config["size"]}
+    if len(sides) != 1 or config["interpolation"] != "bicubic" or config["resize_mode"] != "shortest":
+        return None
+    return Preprocessing(side_px=sides.pop(), mean=tuple(config["mean"]), std=tuple(config["std"]))
 
 
 def describe(spec: ClipSpec) -> str:

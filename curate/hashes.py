@@ -1,9 +1,14 @@
-"""Perceptual hashes of one decoded picture: phash64, as it is and turned, and PDQ."""
+"""Perceptual hashes of one decoded picture: phash64, as it is and turned, and PDQ.
+
+Both begin with separable linear filters, so each is two products with matrices that depend on a side's
+length alone. Shape legend: H height, W width.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
-import pdqhash
 from PIL import Image
 from scipy.fft import dct
 
@@ -17,6 +22,11 @@ TURNS = (
     Image.Transpose.ROTATE_270,
 )
 """The order of a picture's seven turned hashes; rotations are counter-clockwise, as Pillow's."""
+PDQ_MIN_SIDE_PX = 5
+"""PDQ gives smaller pictures the hash 0 and the quality 0."""
+_FIXED_POINT = float(1 << 22)
+"""Pillow's weights are integers of this unit."""
+_ROWS_AT_ONCE = 256
 
 
 def phash64(image: Image.Image) -> int:
@@ -25,12 +35,23 @@ def phash64(image: Image.Image) -> int:
     Grey, Lanczos to 32 x 32, unnormalised DCT-II along axis 0 then 1, the top-left 8 x 8 with DC,
     bit = coefficient above the median of the 64.
     """
-    return _hashes(_low(image)[None])[0]
+    return phash64_and_turned(image)[0]
 
 
 def phash64_and_turned(image: Image.Image) -> tuple[int, list[int]]:
-    """Return phash64 of the picture, and of the picture after each of TURNS, from one DCT."""
-    low = _low(image)
+    """Return phash64 of the picture, and of the picture after each of TURNS."""
+    luma_HW = np.asarray(image.convert("L"))
+    return phashes(luma_HW, luma_HW.shape)
+
+
+def phashes(luma_HW: np.ndarray, extent_HW: tuple[float, ...]) -> tuple[int, list[int]]:
+    """Return phash64 of uint8 luma, and of the picture after each of TURNS, from one DCT.
+
+    The picture covers `extent_HW` pixels of the array from its corner on; less than all of it where a
+    reduced decode rounded a side up.
+    """
+    small = lanczos_32(luma_HW, extent_HW)
+    low = dct(dct(small, axis=0), axis=1)[:8, :8]
     own, *others = _hashes(np.concatenate([low[None], turned(low)]))
     return own, others
 
@@ -59,12 +80,6 @@ def turned(low: np.ndarray) -> np.ndarray:
 _SIGNS = np.array([1.0, -1.0] * 4)
 
 
-def _low(image: Image.Image) -> np.ndarray:
-    """Return the 8 x 8 lowest DCT coefficients of the grey picture."""
-    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
-    return dct(dct(grey, axis=0), axis=1)[:8, :8]
-
-
 def _hashes(blocks: np.ndarray) -> list[int]:
     """Return the hash of each block, (N, 8, 8), against its own median."""
     coefficients = blocks.reshape(len(blocks), 64)
@@ -72,7 +87,91 @@ def _hashes(blocks: np.ndarray) -> list[int]:
     return np.packbits(bits, axis=1).view(">u8")[:, 0].tolist()
 
 
+def lanczos_32(luma_HW: np.ndarray, extent_HW: tuple[float, ...]) -> np.ndarray:
+    """Return Pillow's Lanczos resize to 32 x 32 of uint8 luma, as float64; equal to the last bit.
+
+    Pillow works in integers: rows first, then columns, each sum rounded to 8 bits. The sums stay below
+    2^53, so float64 holds them exactly, whatever the order of addition.
+    """
+    down = _lanczos_weights(luma_HW.shape[0], float(extent_HW[0]))
+    across = _lanczos_weights(luma_HW.shape[1], float(extent_HW[1]))
+    rows = [luma_HW[at : at + _ROWS_AT_ONCE] @ across.T for at in range(0, len(luma_HW), _ROWS_AT_ONCE)]
+    return _to_8_bits(down @ _to_8_bits(np.concatenate(rows)))
+
+
+def _to_8_bits(sums: np.ndarray) -> np.ndarray:
+    return np.clip(np.floor((sums + _FIXED_POINT / 2) / _FIXED_POINT), 0, 255)
+
+
+@lru_cache(maxsize=64)
+def _lanczos_weights(side_px: int, extent_px: float) -> np.ndarray:
+    """Return Pillow's integer weights of each of 32 pixels over `extent_px` of a side, float64 (32, side_px).
+
+    A Lanczos window of three lobes, stretched by the scale when reducing (Pillow, Resample.c).
+    """
+    scale = extent_px / 32
+    stretch = max(scale, 1.0)
+    weights = np.zeros((32, side_px))
+    for pixel in range(32):
+        centre = (pixel + 0.5) * scale
+        first = max(int(centre - 3 * stretch + 0.5), 0)
+        last = min(int(centre + 3 * stretch + 0.5), side_px)
+        x = (np.arange(first, last) - centre + 0.5) / stretch
+        window = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+        scaled = window / window.sum() * _FIXED_POINT
+        weights[pixel, first:last] = np.trunc(scaled + np.copysign(0.5, scaled))
+    return weights
+
+
 def pdq256(image: Image.Image) -> tuple[bytes, int]:
-    """Return the PDQ hash (32 bytes) and its quality, 0..100."""
-    bits, quality = pdqhash.compute(np.asarray(image.convert("RGB")))
-    return np.packbits(bits.astype(bool)).tobytes(), int(quality)
+    """Return the PDQ hash (32 bytes) and its quality, 0..100, of a picture at its full size."""
+    return pdq(np.asarray(image.convert("L")))
+
+
+def pdq(luma_HW: np.ndarray) -> tuple[bytes, int]:
+    """Return the PDQ hash (32 bytes) and its quality, 0..100, of uint8 luma.
+
+    Facebook, "The TMK+PDQF video-hashing algorithm and the PDQ image-hashing algorithm" (2019): a tent
+    filter and every n-th pixel give 64 x 64; coefficients 1..16 x 1..16 of its DCT against their median.
+    """
+    if min(luma_HW.shape) < PDQ_MIN_SIDE_PX:
+        return bytes(32), 0
+    down, across = _pdq_weights(luma_HW.shape[0]), _pdq_weights(luma_HW.shape[1])
+    if luma_HW.shape == (64, 64):
+        down = across = np.eye(64, dtype=np.float32)
+    rows = [
+        luma_HW[at : at + _ROWS_AT_ONCE].astype(np.float32) @ across.T for at in range(0, len(luma_HW), _ROWS_AT_ONCE)
+    ]
+    small = down @ np.concatenate(rows)
+    coefficients = (_PDQ_DCT @ small @ _PDQ_DCT.T).ravel()
+    bits = coefficients > np.partition(coefficients, 127)[127]  # the reference's median is the lower one
+    return np.packbits(bits[::-1]).tobytes(), _pdq_quality(small)
+
+
+def _pdq_quality(small: np.ndarray) -> int:
+    """Return PDQ's image-domain quality of the 64 x 64 picture: the sum of its gradients of 1 % and more."""
+    gradients = sum(np.abs(np.trunc(np.diff(small, axis=axis) * 100 / 255)).sum() for axis in (0, 1))
+    return min(100, int(gradients) // 90)
+
+
+_PDQ_DCT = (np.sqrt(2 / 64) * np.cos(np.pi / 128 * np.outer(np.arange(1, 17), 2 * np.arange(64) + 1))).astype(
+    np.float32
+)
+
+
+@lru_cache(maxsize=64)
+def _pdq_weights(side_px: int) -> np.ndarray:
+    """Return what each of 64 pixels takes from a side, float32 (64, side_px): two box filters, then decimation.
+
+    The box is side_px / 128 wide, rounded up, and narrower at the ends (Jarosz, SIGGRAPH 2001).
+    """
+    width = -(-side_px // 128)
+    ahead = (width + 2) // 2
+    at = np.arange(side_px)
+    first, last = np.maximum(at - (width - ahead), 0), np.minimum(at + ahead, side_px)
+    weights = np.zeros((64, side_px))
+    for pixel, centre in enumerate(((np.arange(64) + 0.5) * side_px / 64).astype(int)):
+        window = range(first[centre], last[centre])
+        for inner in window:
+            weights[pixel, first[inner] : last[inner]] += 1 / (len(window) * (last[inner] - first[inner]))
+    return weights.astype(np.float32)

@@ -1,4 +1,4 @@
-"""One decode for each image: header checks first, then true pixels in sRGB.
+"""Decoding the exact way: header checks first, then true pixels in sRGB through Pillow.
 
 Shape legend: H height, W width, C channels.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
+from functools import cache
 
+import pi_heif
 from PIL import Image, ImageCms
 
 from curate import sample
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 """Formats that are decoded; every other one is a status."""
 
 
@@ -36,7 +38,7 @@ class Header:
 
 def read_header(data: bytes) -> Header:
     """Return the header of an image file; raises UnreadableImage where there is none."""
-    with _open(data) as image:
+    with open_header(data) as image:
         return Header(format=str(image.format), width_px=image.width, height_px=image.height)
 
 
@@ -46,18 +48,35 @@ def decode(data: bytes, max_megapixels: float) -> Image.Image:
     Raises UnreadableImage: `not_an_image`, `too_large` (by the header, before decoding),
     `truncated` or `decode_error`.
     """
-    with _open(data) as image:
-        if image.width * image.height > max_megapixels * 1e6:
-            raise UnreadableImage(
-                sample.TOO_LARGE,
-                f"{image.width} x {image.height} px is over the limit of {max_megapixels:g} megapixels",
-            )
-        try:
-            image.load()
-            return _to_rgb(_upright(image))
-        except _DECODER_ERRORS as error:
-            status = sample.TRUNCATED if "truncated" in str(error) else sample.DECODE_ERROR
-            raise UnreadableImage(status, f"{type(error).__name__}: {error}") from error
+    with open_header(data, max_megapixels) as image:
+        return decode_opened(image)
+
+
+def open_header(data: bytes, max_megapixels: float = float("inf")) -> Image.Image:
+    """Return Pillow's image before anything is decoded; raises UnreadableImage."""
+    image = _open(data)
+    if image.width * image.height > max_megapixels * 1e6:
+        raise UnreadableImage(
+            sample.TOO_LARGE,
+            f"{image.width} x {image.height} px is over the limit of {max_megapixels:g} megapixels",
+        )
+    return image
+
+
+def decode_opened(image: Image.Image) -> Image.Image:
+    """Return the pixels of an opened image as `decode` does; raises UnreadableImage."""
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except _DECODER_ERRORS as error:
+        status = sample.TRUNCATED if "truncated" in str(error) else sample.DECODE_ERROR
+        raise UnreadableImage(status, f"{type(error).__name__}: {error}") from error
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1..8, of an opened image; 1 is upright, and what anything else means."""
+    said = image.getexif().get(0x0112, 1)
+    return said if said in _TURNS else 1
 
 
 _DECODER_ERRORS = (
@@ -88,10 +107,10 @@ _TURNS = {
 
 def _upright(image: Image.Image) -> Image.Image:
     """Return the picture turned by its EXIF orientation, whatever its other tags hold."""
-    turn = _TURNS.get(image.getexif().get(0x0112, 1))
-    if turn is None:
+    said = orientation(image)
+    if said == 1:
         return image
-    turned = image.transpose(turn)
+    turned = image.transpose(_TURNS[said])
     turned.info = image.info  # transparency and colour profile
     return turned
 
@@ -99,6 +118,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise UnreadableImage(sample.EMPTY, "the file has no bytes")
+    _register_heif()
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -112,14 +132,28 @@ def _without_address(error: Exception) -> str:
     return str(error).split(" <_io.BytesIO")[0]
 
 
+@cache
+def _register_heif() -> None:
+    """Make Pillow know HEIC, once."""
+    pi_heif.register_heif_opener()
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         return _wide_grey(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _over_white(image)
     return _in_srgb(image)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Return what shows of a picture with transparency, its colours in sRGB, over white."""
+    rgba = image.convert("RGBA")
+    opaque = rgba.convert("RGB")
+    opaque.info = image.info
+    colours = _in_srgb(opaque)
+    colours.putalpha(rgba.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), colours).convert("RGB")
 
 
 def _wide_grey(image: Image.Image) -> Image.Image:
@@ -130,10 +164,11 @@ def _wide_grey(image: Image.Image) -> Image.Image:
 def _in_srgb(image: Image.Image) -> Image.Image:
     """Return RGB through the embedded ICC profile where there is a usable one."""
     profile = image.info.get("icc_profile")
-    if profile and image.mode in ("RGB", "CMYK", "L"):
+    coloured = image.convert("RGB") if image.mode == "P" else image  # a palette's profile speaks of its colours
+    if profile and coloured.mode in ("RGB", "CMYK", "L"):
         try:
             own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
+            converted = ImageCms.profileToProfile(coloured, own, srgb, outputMode="RGB")
             if converted is not None:
                 return converted
         except (ImageCms.PyCMSError, OSError):

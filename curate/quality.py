@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
-from PIL import Image
+
+SIDE_PX = 256
+"""Pictures are compared at this longer side."""
+SHADOW_LUMA = 5
+"""Luma up to here is black without detail."""
+HIGHLIGHT_LUMA = 250
+"""Luma from here is white without detail."""
 
 
-def entropy_bits(grey: np.ndarray) -> float:
-    """Return the Shannon entropy of the histogram of uint8 grey values, 0..8 bits."""
-    counts = np.bincount(grey.ravel(), minlength=256)
-    share = counts[counts > 0] / grey.size
+class Quality(NamedTuple):
+    """What is measured on the luma at 256 px; the fields are columns of the features table."""
+
+    entropy_bits: float
+    sharpness: float
+    luma_mean: float
+    shadows_clipped: float
+    highlights_clipped: float
+
+
+def technical_quality(luma_HW: np.ndarray) -> Quality:
+    """Return entropy, sharpness and exposure of a picture's uint8 luma."""
+    small = luma_256(luma_HW)
+    counts = np.bincount(small.ravel(), minlength=256)
+    return Quality(
+        entropy_bits=entropy_bits(counts),
+        sharpness=sharpness(small),
+        luma_mean=float(counts @ np.arange(256)) / small.size,
+        shadows_clipped=float(counts[: SHADOW_LUMA + 1].sum()) / small.size,
+        highlights_clipped=float(counts[HIGHLIGHT_LUMA:].sum()) / small.size,
+    )
+
+
+def entropy_bits(counts: np.ndarray) -> float:
+    """Return the Shannon entropy of a histogram of 256 values, 0..8 bits."""
+    share = counts[counts > 0] / counts.sum()
     return float(abs(-(share * np.log2(share)).sum()))
 
 
-def sharpness(grey: np.ndarray) -> float:
-    """Return the variance of the Laplacian of the uint8 grey picture (Pech-Pacheco et al., 2000)."""
-    return float(cv2.Laplacian(grey, cv2.CV_64F).var())
+def sharpness(luma_HW: np.ndarray) -> float:
+    """Return the variance of the Laplacian of uint8 luma (Pech-Pacheco et al., 2000)."""
+    return float(cv2.Laplacian(luma_HW, cv2.CV_16S).var())
 
 
-def grey_256(image: Image.Image) -> np.ndarray:
-    """Return the uint8 grey picture with its longer side at most 256 px, so that sizes compare."""
-    grey = image.convert("L")
-    grey.thumbnail((256, 256), Image.Resampling.BOX)
-    return np.asarray(grey)
+def luma_256(luma_HW: np.ndarray) -> np.ndarray:
+    """Return the luma averaged down to a longer side of 256 px at most, so that sizes compare."""
+    height_px, width_px = luma_HW.shape
+    scale = SIDE_PX / max(height_px, width_px)
+    if scale >= 1:
+        return luma_HW
+    size = max(1, round(width_px * scale)), max(1, round(height_px * scale))
+    return cv2.resize(luma_HW, size, interpolation=cv2.INTER_AREA)

@@ -10,18 +10,26 @@ import numpy as np
 
 TERMS = ("earlier", "resolution", "technical quality", "caption", "uid")
 QUALITY_BITS = 24
+JPEG_STEP = 10
+"""JPEG qualities are compared in steps of this, so that the estimate's noise does not decide."""
+SHARPNESS_BITS = 20
 AREA_BITS = 38
 MAX_AREA_PX = (1 << AREA_BITS) - 1
 
 
-def keys(ahead: np.ndarray, area_px: np.ndarray, sharpness: np.ndarray, caption_is_fine: np.ndarray) -> np.ndarray:
+def keys(
+    ahead: np.ndarray,
+    area_px: np.ndarray,
+    jpeg_quality: np.ndarray,
+    sharpness: np.ndarray,
+    caption_is_fine: np.ndarray,
+) -> np.ndarray:
     """Return the policy without the uid, uint64 (N,), smaller is better.
 
-    From the highest bit: whether it is ahead (1 bit), the area (38), the sharpness (24) in tenths,
-    so that rounding noise does not decide, and the caption (1).
+    From the highest bit: whether it is ahead (1 bit), the area (38), the technical quality (24) and
+    the caption (1).
     """
-    tenths = np.clip(np.round(np.nan_to_num(sharpness) * 10), 0, (1 << QUALITY_BITS) - 1).astype(np.uint64)
-    worse_quality = np.uint64((1 << QUALITY_BITS) - 1) - tenths
+    worse_quality = np.uint64((1 << QUALITY_BITS) - 1) - technical_quality(jpeg_quality, sharpness)
     worse_area = np.uint64(MAX_AREA_PX) - np.clip(area_px, 0, MAX_AREA_PX).astype(np.uint64)
     made = (~ahead).astype(np.uint64) << np.uint64(AREA_BITS) | worse_area
     made = made << np.uint64(QUALITY_BITS) | worse_quality
@@ -31,6 +39,18 @@ def keys(ahead: np.ndarray, area_px: np.ndarray, sharpness: np.ndarray, caption_
 def is_ahead(keys: np.ndarray) -> np.ndarray:
     """Return which keys are of samples ahead of everything, bool (N,)."""
     return keys >> np.uint64(63) == 0
+
+
+def technical_quality(jpeg_quality: np.ndarray, sharpness: np.ndarray) -> np.ndarray:
+    """Return the technical quality, uint64 (N,), larger is better: JPEG quality in steps, then sharpness.
+
+    `jpeg_quality` is 1..100, or NaN for other formats, which count as lossless. JPEG artefacts raise the
+    sharpness, so it comes second, in tenths, so that rounding noise does not decide.
+    """
+    lossless = np.isnan(jpeg_quality)
+    step = np.where(lossless, 100 // JPEG_STEP + 1, np.nan_to_num(jpeg_quality) // JPEG_STEP).astype(np.uint64)
+    tenths = np.clip(np.round(np.nan_to_num(sharpness) * 10), 0, (1 << SHARPNESS_BITS) - 1).astype(np.uint64)
+    return step << np.uint64(SHARPNESS_BITS) | tenths
 
 
 def order(keys: np.ndarray, uid_N2: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from PIL import Image
 
 SIDE_PX = 512
 GROUND_LEVELS = 24
@@ -21,30 +20,32 @@ MAX_LETTERS = 500
 """Of more, the first lines speak for all."""
 
 
-def grey_512(image: Image.Image) -> np.ndarray:
-    """Return the uint8 grey picture with its longer side at most 512 px: large enough for letters to stand apart."""
-    grey = image.convert("L")
-    grey.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
-    return np.asarray(grey)
+def luma_512(luma_HW: np.ndarray) -> np.ndarray:
+    """Return uint8 luma averaged down to a longer side of 512 px at most: large enough for letters to stand apart."""
+    scale = SIDE_PX / max(luma_HW.shape)
+    if scale >= 1:
+        return luma_HW
+    height_px, width_px = (max(1, round(side * scale)) for side in luma_HW.shape)
+    return cv2.resize(luma_HW, (width_px, height_px), interpolation=cv2.INTER_AREA)
 
 
-def text_share(grey_HW: np.ndarray) -> float:
+def text_share(luma_HW: np.ndarray) -> float:
     """Return the share of the ink, by area, that stands in lines of letters, 0..1; 0 without a plain ground.
 
     The ground is the commonest grey value with what is within GROUND_LEVELS of it, where that is
     half of the picture or more; ink is all else. A connected piece of ink is a letter (or a word) by
     its height and width, and in a line if two others of about its height are beside it.
     """
-    counts = np.bincount(grey_HW.ravel(), minlength=256)
+    counts = np.bincount(luma_HW.ravel(), minlength=256)
     ground = int(np.argmax(np.convolve(counts, np.ones(9), "same")))
-    if counts[max(0, ground - GROUND_LEVELS) : ground + GROUND_LEVELS + 1].sum() < MIN_GROUND_SHARE * grey_HW.size:
+    if counts[max(0, ground - GROUND_LEVELS) : ground + GROUND_LEVELS + 1].sum() < MIN_GROUND_SHARE * luma_HW.size:
         return 0.0
-    ink = (np.abs(grey_HW.astype(np.int16) - ground) > GROUND_LEVELS).astype(np.uint8)
+    ink = (np.abs(luma_HW.astype(np.int16) - ground) > GROUND_LEVELS).astype(np.uint8)
     _, _, pieces, centres = cv2.connectedComponentsWithStats(ink, connectivity=8)
     pieces, middle = pieces[1:], centres[1:, 1]
     total = int(pieces[:, cv2.CC_STAT_AREA].sum())
     height, width = pieces[:, cv2.CC_STAT_HEIGHT], pieces[:, cv2.CC_STAT_WIDTH]
-    is_letter = (height >= MIN_HEIGHT_PX) & (height <= MAX_HEIGHT_SHARE * len(grey_HW))
+    is_letter = (height >= MIN_HEIGHT_PX) & (height <= MAX_HEIGHT_SHARE * len(luma_HW))
     is_letter &= width <= MAX_WIDTH_PER_HEIGHT * height
     letters = np.flatnonzero(is_letter)
     seen = letters[:MAX_LETTERS]  # they come from top to bottom

@@ -15,10 +15,12 @@ import pyarrow as pa
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from curate import hashes, quality, sample
+from curate import hashes, sample
 from curate.config import CurationConfig
-from curate.image import UnreadableImage, decode
-from curate.text_only import grey_512, text_share
+from curate.image import UnreadableImage
+from curate.picture import Picture, read_picture
+from curate.quality import technical_quality
+from curate.text_only import luma_512, text_share
 from pipelines.command import run_step
 from pipelines.preflight import check_clip_weights
 from pipelines.runner import Fragment, Made, Report, Runner, Step, shaping
@@ -26,7 +28,8 @@ from pipelines.store import Root, fragments, table_file
 from schemas import features
 from schemas.column import conform, with_model
 
-DECODE_THREADS = 2
+SPEED = ("actors", "batch_size", "decode_threads", "device", "gpus_per_actor")
+"""Settings that shape no result."""
 
 
 def embed(runner: Runner) -> list[Report]:
@@ -40,10 +43,11 @@ def embed(runner: Runner) -> list[Report]:
     ]
     step = Step(
         table="features",
-        settings=shaping(config.embed, "actors", "batch_size"),
+        settings=shaping(config.embed, *SPEED),
         build=_build,
         actors=config.embed.actors,
-        uses_gpu=True,
+        device=config.embed.device,
+        gpus_per_actor=config.embed.gpus_per_actor,
         models=(_model_name(config),),
     )
     return [runner.run(step, wanted)]
@@ -88,7 +92,7 @@ def _decoded(
     def one(row: dict[str, Any]) -> dict[str, Any]:
         return measure_image(root, row, embedder, config)
 
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+    with ThreadPoolExecutor(config.embed.decode_threads) as pool:
         upcoming = [pool.submit(one, row) for row in batches[0]] if batches else []
         for following in [*batches[1:], []]:
             current, upcoming = upcoming, [pool.submit(one, row) for row in following]
@@ -102,24 +106,26 @@ def measure_image(root: Root, row: dict[str, Any], embedder: Any, config: Curati
         return measured
     data = root.read(row["shard"], row["offset"], row["num_bytes"])
     try:
-        image = decode(data, config.embed.max_megapixels)
+        picture = read_picture(data, config.embed.max_megapixels, embedder.min_side_px)
     except UnreadableImage as error:
         return measured | {"status": error.status, "error": str(error)}
-    grey = quality.grey_256(image)
-    phash64, phash64_turned = hashes.phash64_and_turned(image)
-    pdq, pdq_quality = hashes.pdq256(image)
-    return measured | {
-        "status": sample.OK,
-        "width_px": image.width,
-        "height_px": image.height,
+    return measured | {"status": sample.OK, **measurements(picture), "tensor": embedder.preprocess(picture)}
+
+
+def measurements(picture: Picture) -> dict[str, Any]:
+    """Return what is measured on one decoded picture, by column."""
+    phash64, phash64_turned = hashes.phashes(picture.luma_HW, picture.extent_HW)
+    pdq256, pdq_quality = hashes.pdq(picture.luma_HW)
+    return {
+        "width_px": picture.width_px,
+        "height_px": picture.height_px,
         "phash64": phash64,
         "phash64_turned": phash64_turned,
-        "pdq256": pdq,
+        "pdq256": pdq256,
         "pdq_quality": pdq_quality,
-        "entropy_bits": quality.entropy_bits(grey),
-        "sharpness": quality.sharpness(grey),
-        "text_share": text_share(grey_512(image)),
-        "tensor": embedder.preprocess(image),
+        "jpeg_quality": picture.jpeg_quality,
+        **technical_quality(picture.luma_HW)._asdict(),
+        "text_share": text_share(luma_512(picture.luma_HW)),
     }
 
 

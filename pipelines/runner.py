@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -62,7 +62,9 @@ class Step:
     spreads: bool = False
     """The function takes a Pool first and spreads its own tasks."""
     actors: int = 0
-    uses_gpu: bool = False
+    device: Literal["auto", "gpu", "cpu"] = "cpu"
+    """Where the actors work; auto is a GPU where the cluster has any."""
+    gpus_per_actor: float = 1.0
     models: tuple[str, ...] = ()
 
 
@@ -249,10 +251,23 @@ def _through_actors(
     """Stream the fragments through processes that keep their model."""
     from ray.util import ActorPool
 
-    gpus = 1 if step.uses_gpu and ray.cluster_resources().get("GPU", 0) >= count else 0
+    gpus = gpus_of_an_actor(step, ray.cluster_resources().get("GPU", 0), count)
     kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Actor)
     pool = ActorPool([kind.remote(step, config) for _ in range(count)])
     yield from pool.map_unordered(lambda actor, call: actor.make.remote(call), calls)
+
+
+def gpus_of_an_actor(step: Step, cluster_gpus: float, count: int) -> float:
+    """Return the GPUs that each of `count` actors takes; raises ValueError where the cluster has too few."""
+    if step.device == "cpu" or (step.device == "auto" and cluster_gpus == 0):
+        return 0
+    wanted = count * step.gpus_per_actor
+    if cluster_gpus < wanted:
+        raise ValueError(
+            f"{step.table}: actors = {count}: with gpus_per_actor = {step.gpus_per_actor:g} they take {wanted:g} GPUs "
+            f"and the cluster has {cluster_gpus:g}: set fewer actors, a smaller gpus_per_actor, or device: cpu"
+        )
+    return step.gpus_per_actor
 
 
 def _start_ray(config: CurationConfig) -> Any:
@@ -263,11 +278,12 @@ def _start_ray(config: CurationConfig) -> Any:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     project = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     python_path = os.pathsep.join(filter(None, (project, os.environ.get("PYTHONPATH"))))
+    weights = {name: os.environ[name] for name in ("DARKROOM_WEIGHTS",) if name in os.environ}
     own = {} if address else {"num_cpus": config.ray.num_cpus, "include_dashboard": False}
     ray.init(
         address=address or "local",
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": python_path, "NO_ALBUMENTATIONS_UPDATE": "1"}},
+        runtime_env={"env_vars": {"PYTHONPATH": python_path, "NO_ALBUMENTATIONS_UPDATE": "1"} | weights},
         **own,
     )
     return ray

@@ -18,7 +18,7 @@ SHA_WORDS = 2
 """Bytes are compared by the first 128 bits of their SHA-256, as samples are by the 128 bits of their uid."""
 
 SAMPLE_COLUMNS = ["source", "url", "sha256", "caption"]
-RANK_COLUMNS = ["uid", "status", "width_px", "height_px", "sharpness"]
+RANK_COLUMNS = ["uid", "status", "width_px", "height_px", "jpeg_quality", "sharpness"]
 LEFT_OUT = ("flat", "text", "pdq_quality")
 """Why a picture takes no part in matching by hash: it would match everything flat, or every page of text."""
 
@@ -90,7 +90,8 @@ def rank_keys(rows: pa.Table, ahead: bool, evaluation: tuple[str, ...]) -> tuple
     shown = pc.is_in(rows["source"], pa.array(evaluation, pa.string())).to_numpy(zero_copy_only=False)
     area_px = rows["width_px"].to_numpy().astype(np.int64) * rows["height_px"].to_numpy()
     fine = rows["caption_fine"].to_numpy(zero_copy_only=False)
-    keys = ranking.keys(shown | ahead, area_px, rows["sharpness"].to_numpy(), fine)
+    jpeg_quality = rows["jpeg_quality"].cast(pa.float64()).to_numpy()
+    keys = ranking.keys(shown | ahead, area_px, jpeg_quality, rows["sharpness"].to_numpy(), fine)
     keys[shown] = 0
     return keys, shown
 

@@ -94,6 +94,7 @@ def _columns(hashes: np.ndarray, first: int) -> dict[str, dict[str, pa.Array]]:
         "entropy_bits": pa.array(rng.uniform(1.9, 8, count), pa.float32()),
         "sharpness": pa.array(rng.uniform(0, 5000, count), pa.float32()),
         "text_share": pa.array(np.zeros(count), pa.float32()),
+        "jpeg_quality": pa.array(rng.integers(30, 101, count), pa.int32()),
     }
     text = pa.array([f"a caption of some words {at}" for at in range(first, first + count)])
     constant = {"source": pa.array(["crawl"] * count), "status": pa.array(["ok"] * count)}

@@ -190,11 +190,21 @@ def test_ranking_takes_its_terms_in_order():
     uid = np.array([[0, 2], [0, 1], [0, 3], [9, 9], [0, 4], [0, 5]], np.uint64)
     ahead = np.array([False, False, False, True, False, False])
     fine = np.array([True, True, True, True, False, True])
-    keys = ranking.keys(ahead, np.array([4, 4, 9, 1, 4, 4]), np.array([1.0, 1.01, 0, 0, 1, 7]), fine)
+    area_px, sharpness = np.array([4, 4, 9, 1, 4, 4]), np.array([1.0, 1.01, 0, 0, 1, 7])
+    keys = ranking.keys(ahead, area_px, np.full(6, 90.0), sharpness, fine)
     assert ranking.order(keys, uid).tolist() == [3, 2, 5, 1, 0, 4]
     winner, loser = np.array([3, 2, 5, 1, 0]), np.array([2, 5, 1, 0, 4])
     told = [ranking.TERMS[at] for at in ranking.won_by(keys[winner], keys[loser])]
     assert told == ["earlier", "resolution", "technical quality", "uid", "caption"]
+
+
+def test_the_less_compressed_copy_wins_however_sharp_its_artefacts_are():
+    jpeg_quality = np.array([60, 92, 95, np.nan, 9, 100])
+    sharpness = np.array([9000.0, 100.0, 100.2, 50.0, 9e9, 0.0])
+    keys = ranking.keys(np.zeros(6, bool), np.ones(6, int), jpeg_quality, sharpness, np.ones(6, bool))
+    uid = np.stack([np.zeros(6), np.arange(6)], axis=1).astype(np.uint64)
+    assert ranking.order(keys, uid).tolist() == [3, 5, 2, 1, 0, 4]  # 92 and 95 are one step: sharpness decides
+    assert set(ranking.won_by(keys[[3, 5, 2, 1]], keys[[5, 2, 1, 0]]).tolist()) == {2}
 
 
 @pytest.mark.shared

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from curate import sample
-from curate.embedder import middle
 from curate.image import UnreadableImage, decode, read_header
 from tests.conftest import encoded, picture
 
@@ -83,9 +82,3 @@ def test_a_broken_exif_tag_does_not_stop_the_turn():
     entries = struct.pack("<HHIi", 0x0100, 9, 1, -1) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
     exif = b"Exif\x00\x00II*\x00" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
     assert decode(encoded(picture(1, 60, 30), "JPEG", exif=exif), 100).size == (30, 60)
-
-
-def test_the_middle_of_a_strip_is_bounded():
-    assert middle(Image.new("RGB", (6000, 1))).size == (8, 1)
-    assert middle(Image.new("RGB", (10, 300))).size == (10, 80)
-    assert middle(Image.new("RGB", (300, 200))).size == (300, 200)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from curate.config import DedupConfig
 from curate.image import UnreadableImage, decode
-from curate.text_only import grey_512, text_share
+from curate.text_only import luma_512, text_share
 from tests.conftest import encoded, picture
 
 LIMIT = DedupConfig().max_text_share
@@ -27,11 +27,15 @@ def page(size_px: tuple[int, int], letter_px: int, ink: str, ground: str, seed: 
     return image
 
 
+def share_of(image: Image.Image) -> float:
+    return text_share(luma_512(np.asarray(image.convert("L"))))
+
+
 @pytest.mark.parametrize("colours", [("black", "white"), ("white", "#223355"), ("#555555", "#eeeeee")])
 @pytest.mark.parametrize("form", [((800, 600), 24), ((1240, 1754), 28), ((400, 300), 40), ((600, 90), 30)])
 def test_a_page_is_text_and_stays_it_as_a_bad_jpeg(form, colours):
     shown = decode(encoded(page(*form, *colours), quality=40), 10)
-    assert text_share(grey_512(shown)) > 0.9
+    assert share_of(shown) > 0.9
 
 
 def test_what_has_no_lines_of_letters_is_no_text():
@@ -40,7 +44,7 @@ def test_what_has_no_lines_of_letters_is_no_text():
     poster = picture(1, 800, 600)
     poster.paste(page((800, 100), 40, "black", "white"), (0, 500))
     for image in (picture(0), logo, poster, Image.new("L", (64, 64), 255), Image.new("L", (1, 1))):
-        assert text_share(grey_512(image)) < 0.5
+        assert share_of(image) < 0.5
 
 
 @pytest.mark.shared
@@ -53,7 +57,7 @@ def test_no_photo_is_text(shared, folder):
         except UnreadableImage:
             continue
         seen += 1
-        assert text_share(grey_512(image)) <= LIMIT, path.name
+        assert share_of(image) <= LIMIT, path.name
     assert seen > 10
 
 
@@ -62,5 +66,5 @@ def test_screenshots_of_text_are(shared):
     """Two of real alt texts: a list of headers, and a terminal; and a diagram with captions that is not."""
     told = {}
     for name in ("blog_hsts_with-http-headers.png", "blog_db-testing-tool_subsetter.png", "blog_tock_screenshot.png"):
-        told[name] = text_share(grey_512(decode(next((shared / "web_alt").rglob(name)).read_bytes(), 120))) > LIMIT
+        told[name] = share_of(decode(next((shared / "web_alt").rglob(name)).read_bytes(), 120)) > LIMIT
     assert list(told.values()) == [True, True, False]

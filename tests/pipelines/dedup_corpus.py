@@ -48,6 +48,7 @@ def row(number: int, **said: Any) -> dict[str, Any]:
         "width_px": 100,
         "height_px": 100,
         "sharpness": 50.0,
+        "jpeg_quality": 90,
         "entropy_bits": 7.0,
         "text_share": 0.0,
         "phash64": int(rng.integers(0, 2**64, dtype=np.uint64)),
@@ -70,6 +71,7 @@ def random_rows(seed: int, count: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number in range(count):
         made = row(1000 * seed + number, width_px=int(rng.integers(1, 5)), sharpness=float(rng.integers(0, 3)))
+        made["jpeg_quality"] = (None, 40, 49, 75)[rng.integers(4)]
         if rows and rng.random() < 0.7:
             like = rows[rng.integers(len(rows))]
             if rng.random() < 0.3:
@@ -124,7 +126,7 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
         "text_share": real,
     }
     kinds |= {"sharpness": real, "phash64": pa.uint64(), "phash64_turned": pa.list_(pa.uint64(), 7)}
-    kinds |= {"pdq256": pa.binary(32), "pdq_quality": whole}
+    kinds |= {"pdq256": pa.binary(32), "pdq_quality": whole, "jpeg_quality": whole}
     features = {name: column(name, kind) for name, kind in kinds.items()}
     features["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embedding), DIM)
     return {
@@ -158,7 +160,8 @@ def by_brute_force(rows: list[dict[str, Any]], config: DedupConfig) -> dict[str,
 def place(one: dict[str, Any]) -> tuple:
     """Return the ranking policy as a sort key."""
     fine = one["caption_reason"] is None
-    return -one["width_px"] * one["height_px"], -round(one["sharpness"] * 10), not fine, one["uid"]
+    step = 11 if one["jpeg_quality"] is None else one["jpeg_quality"] // 10
+    return -one["width_px"] * one["height_px"], -step, -round(one["sharpness"] * 10), not fine, one["uid"]
 
 
 def is_near(one: dict[str, Any], other: dict[str, Any], config: DedupConfig) -> bool:

@@ -187,7 +187,7 @@ def test_an_index_of_another_model_is_refused(tmp_path):
         earlier_entries(config)
 
 
-NOT_DECODED = ("width_px", "height_px", "sharpness", "entropy_bits", "phash64", "pdq_quality")
+NOT_DECODED = ("width_px", "height_px", "sharpness", "entropy_bits", "phash64", "pdq_quality", "jpeg_quality")
 
 
 @pytest.mark.parametrize("settings", [{}, SEMANTIC, {"confirm_pdq_bits": 31}, {"turns": "flips"}])
