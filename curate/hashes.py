@@ -37,21 +37,40 @@ def phash64(image: Image.Image) -> int:
 
 def phash64_and_turned(image: Image.Image) -> tuple[int, list[int]]:
     """Return phash64 of the picture, and of the picture after each of TURNS."""
-    luma_HW = np.asarray(image.convert("L"))
-    return phashes(luma_HW, luma_HW.shape)
+    return phashes(np.asarray(image.convert("L")))
 
 
-def phashes(luma_HW: np.ndarray, extent_HW: tuple[float, ...]) -> tuple[int, list[int]]:
+def phashes(luma_HW: np.ndarray, extent_HW: tuple[float, float] | None = None) -> tuple[int, list[int]]:
     """Return phash64 of uint8 luma, and of the picture after each of TURNS, from one DCT.
 
-    The picture covers `extent_HW` pixels of the array from its corner on; less than all of it where a
-    reduced decode rounded a side up.
+    Of a reduced decode, the picture covers `extent_HW` pixels from the array's corner on: a side may have
+    been rounded up. Without it Pillow itself resizes, so that the hash is imagehash's to the bit.
     """
-    whole = (0, 0, extent_HW[1], extent_HW[0])
-    small = np.asarray(Image.fromarray(luma_HW).resize((32, 32), Image.Resampling.LANCZOS, box=whole), np.float64)
-    low = dct(dct(small, axis=0), axis=1)[:8, :8]
+    low = dct(dct(_luma_32(luma_HW, extent_HW), axis=0), axis=1)[:8, :8]
     own, *others = _hashes(np.concatenate([low[None], turned(low)]))
     return own, others
+
+
+def _luma_32(luma_HW: np.ndarray, extent_HW: tuple[float, float] | None) -> np.ndarray:
+    """Return the luma resized to 32 x 32 by Lanczos, float: Pillow, or two products in half its time."""
+    if extent_HW is None:
+        small = Image.fromarray(luma_HW).resize((32, 32), Image.Resampling.LANCZOS)
+        return np.asarray(small, np.float64)
+    down, across = (_lanczos_weights(n, extent) for n, extent in zip(luma_HW.shape, extent_HW, strict=True))
+    return (down @ (luma_HW.astype(np.float32) @ across.T)).astype(np.float64)
+
+
+@lru_cache(maxsize=64)
+def _lanczos_weights(side_px: int, extent_px: float) -> np.ndarray:
+    """Return what each of 32 pixels takes from `extent_px` of a side, float32 (32, side_px).
+
+    Pillow's antialiasing (Resample.c): a window of three lobes, as wide as the scale asks for.
+    """
+    scale = extent_px / 32
+    centre = (np.arange(32)[:, None] + 0.5) * scale
+    x = (np.arange(side_px) + 0.5 - centre) / max(scale, 1.0)
+    weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def turned(low: np.ndarray) -> np.ndarray:

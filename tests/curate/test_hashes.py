@@ -6,7 +6,7 @@ import pdqhash
 import pytest
 from PIL import Image
 
-from curate.hashes import TURNS, pdq, pdq256, phash64, phash64_and_turned, phashes, turned
+from curate.hashes import TURNS, _luma_32, pdq, pdq256, phash64, phash64_and_turned, phashes, turned
 from curate.image import UnreadableImage, decode
 from curate.picture import read_picture
 from tests.conftest import encoded, picture
@@ -106,6 +106,14 @@ def test_pdq_agrees_with_the_published_hashes(shared):
         assert quality == 100
         compared += 1
     assert compared == 10
+
+
+@pytest.mark.parametrize("extent_HW", [(300.0, 500.0), (299.25, 499.5), (299.5, 500.0)])
+def test_the_products_resize_as_pillow_does_but_for_its_rounding(extent_HW):
+    noise = np.random.default_rng(1).integers(0, 256, (300, 500), dtype=np.uint8)
+    box = (0, 0, extent_HW[1], extent_HW[0])
+    expected = np.asarray(Image.fromarray(noise).resize((32, 32), Image.Resampling.LANCZOS, box=box))
+    assert np.abs(_luma_32(noise, extent_HW) - expected).max() < 1.1
 
 
 def of_pdqhash(image: Image.Image) -> tuple[np.ndarray, int]:
