@@ -13,14 +13,14 @@ import open_clip
 import torch
 
 from curate.config import ClipSpec
-from curate.weights import path_of
+from curate.weights import checked_path_of
 
 
 def load_clip(spec: ClipSpec, device: str | torch.device = "cpu") -> Any:
     """Return the open_clip model in eval mode with frozen fp32 weights.
 
-    Raises MissingWeights where the registered file is absent, RuntimeError where it does not fit
-    the architecture.
+    Raises MissingWeights where the registered file is absent, WrongChecksum where it is another one,
+    RuntimeError where it does not fit the architecture.
     """
     name = _architecture(spec.architecture)
     if spec.weights is None:
@@ -28,7 +28,7 @@ def load_clip(spec: ClipSpec, device: str | torch.device = "cpu") -> Any:
             torch.manual_seed(spec.seed)
             model = open_clip.create_model(name, pretrained=None, device=device)
     else:
-        model = open_clip.create_model(name, pretrained=str(path_of(spec.weights)), device=device)
+        model = open_clip.create_model(name, pretrained=str(checked_path_of(spec.weights)), device=device)
     return model.eval().requires_grad_(False)
 
 

@@ -97,7 +97,7 @@ def middle_square(picture: Picture, side_px: int) -> torch.Tensor:
     extent_HW = [
         float(of_array) if of_array < whole else of_picture
         for of_array, whole, of_picture in zip(
-            rgb_HWC.shape[:2], picture.rgb_HWC.shape[:2], picture.extent_HW, strict=True
+            rgb_HWC.shape[:2], picture.rgb_HWC.shape[:2], picture.extent_HW or rgb_HWC.shape[:2], strict=True
         )
     ]
     shorter = min(extent_HW)

@@ -1,7 +1,6 @@
 """Perceptual hashes of one decoded picture: phash64, as it is and turned, and PDQ.
 
-Both begin with separable linear filters, so each is two products with matrices that depend on a side's
-length alone. Shape legend: H height, W width.
+Shape legend: H height, W width.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ TURNS = (
 """The order of a picture's seven turned hashes; rotations are counter-clockwise, as Pillow's."""
 PDQ_MIN_SIDE_PX = 5
 """PDQ gives smaller pictures the hash 0 and the quality 0."""
-_FIXED_POINT = float(1 << 22)
-"""Pillow's weights are integers of this unit."""
 _ROWS_AT_ONCE = 256
 
 
@@ -40,20 +37,40 @@ def phash64(image: Image.Image) -> int:
 
 def phash64_and_turned(image: Image.Image) -> tuple[int, list[int]]:
     """Return phash64 of the picture, and of the picture after each of TURNS."""
-    luma_HW = np.asarray(image.convert("L"))
-    return phashes(luma_HW, luma_HW.shape)
+    return phashes(np.asarray(image.convert("L")))
 
 
-def phashes(luma_HW: np.ndarray, extent_HW: tuple[float, ...]) -> tuple[int, list[int]]:
+def phashes(luma_HW: np.ndarray, extent_HW: tuple[float, float] | None = None) -> tuple[int, list[int]]:
     """Return phash64 of uint8 luma, and of the picture after each of TURNS, from one DCT.
 
-    The picture covers `extent_HW` pixels of the array from its corner on; less than all of it where a
-    reduced decode rounded a side up.
+    Of a reduced decode, the picture covers `extent_HW` pixels from the array's corner on: a side may have
+    been rounded up. Without it Pillow itself resizes, so that the hash is imagehash's to the bit.
     """
-    small = lanczos_32(luma_HW, extent_HW)
-    low = dct(dct(small, axis=0), axis=1)[:8, :8]
+    low = dct(dct(_luma_32(luma_HW, extent_HW), axis=0), axis=1)[:8, :8]
     own, *others = _hashes(np.concatenate([low[None], turned(low)]))
     return own, others
+
+
+def _luma_32(luma_HW: np.ndarray, extent_HW: tuple[float, float] | None) -> np.ndarray:
+    """Return the luma resized to 32 x 32 by Lanczos, float: Pillow, or two products in half its time."""
+    if extent_HW is None:
+        small = Image.fromarray(luma_HW).resize((32, 32), Image.Resampling.LANCZOS)
+        return np.asarray(small, np.float64)
+    down, across = (_lanczos_weights(n, extent) for n, extent in zip(luma_HW.shape, extent_HW, strict=True))
+    return (down @ (luma_HW.astype(np.float32) @ across.T)).astype(np.float64)
+
+
+@lru_cache(maxsize=64)
+def _lanczos_weights(side_px: int, extent_px: float) -> np.ndarray:
+    """Return what each of 32 pixels takes from `extent_px` of a side, float32 (32, side_px).
+
+    Pillow's antialiasing (Resample.c): a window of three lobes, as wide as the scale asks for.
+    """
+    scale = extent_px / 32
+    centre = (np.arange(32)[:, None] + 0.5) * scale
+    x = (np.arange(side_px) + 0.5 - centre) / max(scale, 1.0)
+    weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def turned(low: np.ndarray) -> np.ndarray:
@@ -87,42 +104,6 @@ def _hashes(blocks: np.ndarray) -> list[int]:
     return np.packbits(bits, axis=1).view(">u8")[:, 0].tolist()
 
 
-def lanczos_32(luma_HW: np.ndarray, extent_HW: tuple[float, ...]) -> np.ndarray:
-    """Return Pillow's Lanczos resize to 32 x 32 of uint8 luma, as float64; equal to the last bit.
-
-    Pillow works in integers: rows first, then columns, each sum rounded to 8 bits. The sums stay below
-    2^53, so float64 holds them exactly, whatever the order of addition.
-    """
-    down = _lanczos_weights(luma_HW.shape[0], float(extent_HW[0]))
-    across = _lanczos_weights(luma_HW.shape[1], float(extent_HW[1]))
-    rows = [luma_HW[at : at + _ROWS_AT_ONCE] @ across.T for at in range(0, len(luma_HW), _ROWS_AT_ONCE)]
-    return _to_8_bits(down @ _to_8_bits(np.concatenate(rows)))
-
-
-def _to_8_bits(sums: np.ndarray) -> np.ndarray:
-    return np.clip(np.floor((sums + _FIXED_POINT / 2) / _FIXED_POINT), 0, 255)
-
-
-@lru_cache(maxsize=64)
-def _lanczos_weights(side_px: int, extent_px: float) -> np.ndarray:
-    """Return Pillow's integer weights of each of 32 pixels over `extent_px` of a side, float64 (32, side_px).
-
-    A Lanczos window of three lobes, stretched by the scale when reducing (Pillow, Resample.c).
-    """
-    scale = extent_px / 32
-    stretch = max(scale, 1.0)
-    weights = np.zeros((32, side_px))
-    for pixel in range(32):
-        centre = (pixel + 0.5) * scale
-        first = max(int(centre - 3 * stretch + 0.5), 0)
-        last = min(int(centre + 3 * stretch + 0.5), side_px)
-        x = (np.arange(first, last) - centre + 0.5) / stretch
-        window = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
-        scaled = window / window.sum() * _FIXED_POINT
-        weights[pixel, first:last] = np.trunc(scaled + np.copysign(0.5, scaled))
-    return weights
-
-
 def pdq256(image: Image.Image) -> tuple[bytes, int]:
     """Return the PDQ hash (32 bytes) and its quality, 0..100, of a picture at its full size."""
     return pdq(np.asarray(image.convert("L")))
@@ -133,6 +114,7 @@ def pdq(luma_HW: np.ndarray) -> tuple[bytes, int]:
 
     Facebook, "The TMK+PDQF video-hashing algorithm and the PDQ image-hashing algorithm" (2019): a tent
     filter and every n-th pixel give 64 x 64; coefficients 1..16 x 1..16 of its DCT against their median.
+    Filter and decimation are linear and separable: two products with matrices that depend on a side alone.
     """
     if min(luma_HW.shape) < PDQ_MIN_SIDE_PX:
         return bytes(32), 0

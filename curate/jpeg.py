@@ -41,7 +41,7 @@ def is_plain(image: Image.Image, data: bytes) -> bool:
         return False
     try:
         height_px, width_px, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: a subsampling that it has no name for
         return False
     wanted = {"RGB": "YCbCr", "L": "Gray"}[image.mode]
     return colorspace == wanted and (width_px, height_px) == image.size

@@ -32,8 +32,10 @@ class Picture:
     """libjpeg quality nearest to the file's tables; None for other formats."""
 
     @property
-    def extent_HW(self) -> tuple[float, float]:
-        """How much of the arrays is picture, in their own pixels."""
+    def extent_HW(self) -> tuple[float, float] | None:
+        """How much of the reduced arrays is picture, in their own pixels; None where they are not reduced."""
+        if self.reduced_by == 1:
+            return None
         return self.height_px / self.reduced_by, self.width_px / self.reduced_by
 
 

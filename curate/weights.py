@@ -127,6 +127,19 @@ def path_of(name: str, weights_dir: Path | None = None, registry_file: Path | No
     raise MissingWeights(f"weights {name!r} are not at {path}; get them with: {command}")
 
 
+def checked_path_of(name: str, weights_dir: Path | None = None, registry_file: Path | None = None) -> Path:
+    """Return the local file of an entry after hashing it; raises MissingWeights or WrongChecksum.
+
+    An entry without a checksum, registered or pinned, is taken as it is.
+    """
+    path = path_of(name, weights_dir, registry_file)
+    weight = _find(registry(registry_file), name)
+    if problem_of(weight, path.parent) == WRONG_CHECKSUM:
+        command = _fetch_command(weight, weights_dir, registry_file)
+        raise WrongChecksum(f"weights {name!r}: {path} is not the registered file; get it with: {command}")
+    return path
+
+
 def known_sha256(weight: Weight, weights_dir: Path) -> str | None:
     """Return the registered checksum, else the one the user has pinned, else None."""
     return weight.sha256 or _pins(weights_dir).get(weight.name, {}).get("sha256")

@@ -2,12 +2,14 @@ import json
 
 import imagehash
 import numpy as np
+import pdqhash
 import pytest
 from PIL import Image
 
-from curate.hashes import TURNS, pdq256, phash64, phash64_and_turned, turned
-from curate.image import decode
-from tests.conftest import picture
+from curate.hashes import TURNS, _luma_32, pdq, pdq256, phash64, phash64_and_turned, phashes, turned
+from curate.image import UnreadableImage, decode
+from curate.picture import read_picture
+from tests.conftest import encoded, picture
 
 
 def of_imagehash(image: Image.Image) -> int:
@@ -104,3 +106,81 @@ def test_pdq_agrees_with_the_published_hashes(shared):
         assert quality == 100
         compared += 1
     assert compared == 10
+
+
+@pytest.mark.parametrize("extent_HW", [(300.0, 500.0), (299.25, 499.5), (299.5, 500.0)])
+def test_the_products_resize_as_pillow_does_but_for_its_rounding(extent_HW):
+    noise = np.random.default_rng(1).integers(0, 256, (300, 500), dtype=np.uint8)
+    box = (0, 0, extent_HW[1], extent_HW[0])
+    expected = np.asarray(Image.fromarray(noise).resize((32, 32), Image.Resampling.LANCZOS, box=box))
+    assert np.abs(_luma_32(noise, extent_HW) - expected).max() < 1.1
+
+
+def of_pdqhash(image: Image.Image) -> tuple[np.ndarray, int]:
+    bits, quality = pdqhash.compute(np.asarray(image))
+    return np.packbits(bits.astype(bool)), quality
+
+
+def bits_between(one: bytes, other: np.ndarray) -> int:
+    return int(np.bitwise_count(np.frombuffer(one, np.uint8) ^ other).sum())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (63, 65), (128, 129), (700, 300), (1, 900), (4, 50), (5, 5), (2000, 130)])
+def test_pdq_is_the_reference_at_every_size(size):
+    """The reference sums in float32 in another order: a coefficient at the median may change sides."""
+    for seed in range(4):
+        image = picture(seed, *size).convert("L").convert("RGB")  # so that no luma is rounded
+        found, quality = pdq256(image)
+        expected, its_quality = of_pdqhash(image)
+        assert bits_between(found, expected) <= 2
+        assert abs(quality - its_quality) <= 1
+
+
+def scaled_to_a_crawl_s_size(path) -> bytes:
+    with Image.open(path) as image:
+        rgb = image.convert("RGB")
+    scale = (1.4e6 / (rgb.width * rgb.height)) ** 0.5
+    return encoded(rgb.resize((round(rgb.width * scale), round(rgb.height * scale))), quality=92)
+
+
+@pytest.mark.shared
+def test_hashes_of_a_reduced_decode_are_those_of_the_full_one(shared):
+    """The one photograph beyond 2 bits is a drawing that is nearly its own mirror image: 32 coefficients are 0."""
+    away, of_pdq, reduced = [], [], 0
+    for path in sorted((shared / "photos_hires" / "images").glob("*.jpg")):
+        data = scaled_to_a_crawl_s_size(path)
+        found, whole = read_picture(data, 100, 448), decode(data, 100)
+        reduced += found.reduced_by > 1
+        own, _ = phashes(found.luma_HW, found.extent_HW)
+        away.append((own ^ of_imagehash(whole)).bit_count())
+        of_pdq.append(bits_between(pdq(found.luma_HW)[0], of_pdqhash(whole)[0]))
+    assert reduced >= 40 and len(away) >= 50
+    assert (np.array(away) <= 2).mean() >= 0.98
+    assert np.mean(of_pdq) <= 5 and np.max(of_pdq) <= 16
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("folder", ["dup_history", "dup_caltech", "dup_imagededup", "dup_pdq"])
+def test_near_pairs_of_the_short_way_are_no_worse_than_imagehash_s(shared, folder):
+    own, its, groups = [], [], []
+    for line in (shared / folder / "groups.jsonl").read_text().splitlines():
+        said = json.loads(line)
+        data = (shared / folder / said["file"]).read_bytes()
+        try:
+            found, upright = read_picture(data, 120, 448), decode(data, 120)
+        except UnreadableImage:
+            continue
+        own.append(phashes(found.luma_HW, found.extent_HW)[0])
+        its.append(of_imagehash(upright))
+        groups.append(said["group"])
+    same = np.array([[one == other for one in groups] for other in groups])[np.triu_indices(len(groups), 1)]
+    for radius in (2, 4, 6):
+        ours, theirs = (near_pairs_of(hashes, radius) for hashes in (own, its))
+        assert (ours & same).sum() >= (theirs & same).sum()
+        assert (ours & ~same).sum() <= (theirs & ~same).sum()
+        assert (theirs & same).any()
+
+
+def near_pairs_of(hashes: list[int], radius: int) -> np.ndarray:
+    words = np.array(hashes, np.uint64)
+    return (np.bitwise_count(words[:, None] ^ words) <= radius)[np.triu_indices(len(words), 1)]

@@ -21,6 +21,7 @@ from curate.weights import (
     UnpinnedWeights,
     Weight,
     WrongChecksum,
+    checked_path_of,
     fetch,
     main,
     path_of,
@@ -294,3 +295,18 @@ def test_registered_heads_are_the_published_files(name: str, tmp_path: Path) -> 
 
 def test_every_head_is_covered_above() -> None:
     assert {name for name, entry in registry().items() if entry.kind == "head"} == set(HEAD_FILES)
+
+
+def test_a_wrong_file_is_not_loaded(tmp_path: Path) -> None:
+    """As a folder that was filled by hand may have one."""
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    entry = {"kind": "head", "urls": ["https://site.example/toy.npz"], "sha256": SHA256, "num_bytes": len(BODY)}
+    entry |= {"licence": "MIT", "purpose": "test", "revision": "main"}
+    file = tmp_path / "weights.yaml"
+    file.write_text(yaml.safe_dump({"weights": {"toy": entry}}))
+    for folder, body in ((right, BODY), (wrong, BODY[:-1])):
+        folder.mkdir()
+        (folder / "toy.npz").write_bytes(body)
+    assert checked_path_of("toy", right, file) == right / "toy.npz"
+    with pytest.raises(WrongChecksum, match=r"wrong/toy\.npz is not the registered file; get it with: python -m"):
+        checked_path_of("toy", wrong, file)
