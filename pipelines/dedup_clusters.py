@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from curate import sample
 from curate.config import CurationConfig, DedupConfig
 from curate.dedup.records import fixed_size
 from curate.dedup.relations import NONE, at_most
@@ -41,10 +39,12 @@ def group_file(group: int, name: str) -> str:
     return f"{SCRATCH}/groups/{group:05d}/{name}.npy"
 
 
-def draw(config: CurationConfig, source: Source, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the uids, uint64 (S, 2), and embeddings of about a share of a source's samples, chosen by uid."""
-    rows = read_rows(config, source, ["uid", "status", "embedding"])
-    rows = rows.filter(pc.equal(rows["status"], sample.OK))
+def draw(
+    config: CurationConfig, number: int, source: Source, share: float, places: list[Parts]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the uids, uint64 (S, 2), and embeddings of about a share of a source's ranked samples, chosen by uid."""
+    rows = read_rows(config, source, ["uid", "embedding"])
+    rows = rows.take(pa.array(np.sort(read_part(Root(config.root), places, number)["row"])))
     uid = words_of_hex(rows["uid"], 32)
     chosen = np.flatnonzero(uid[:, 1] <= np.uint64(min(share * 2.0**64, 2.0**64 - 2048)))
     return uid[chosen], fixed_size(rows["embedding"].take(pa.array(chosen)))
@@ -74,10 +74,12 @@ def assign_clusters(
     """Search each embedding's clusters, and write it to their groups."""
     dedup, width = config.dedup, pool.node_cpus
     share = min(1.0, dedup.semantic_sample / max(total, 1))
-    drawn = pool.share(list(pool.map(draw, [(config, source, share) for source in sources])))
+    by_fragment = pool.share(places)
+    to_draw = [(config, number, source, share, by_fragment) for number, source in enumerate(sources)]
+    drawn = pool.share(list(pool.map(draw, to_draw)))
     centroids = next(iter(pool.map(fit, [(config, drawn, num_clusters(dedup, total))], width, gpu=True)))
     groups = min(max(1, -(-total * dedup.semantic_nearest // dedup.rows_per_group)), max(1, len(centroids)))
-    shared, by_fragment = pool.share(centroids), pool.share(places)
+    shared = pool.share(centroids)
     calls = [(config, number, source, shared, groups, by_fragment) for number, source in enumerate(sources)]
     assigned = pool.share(list(pool.map(assign, calls, width, gpu=True)))
     for _ in pool.map(gather, [(config, assigned, group) for group in range(groups)]):

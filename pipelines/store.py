@@ -139,7 +139,10 @@ class Root:
         with open(path, "rb", buffering=0) as file:
             file.seek(offset)
             while len(buffer):
-                buffer = buffer[file.readinto(buffer) :]
+                count = file.readinto(buffer)
+                if not count:
+                    raise EOFError(f"{path}: ends {len(buffer)} bytes too early")
+                buffer = buffer[count:]
 
     def view(self, relative: str) -> memoryview:
         """Return a whole file's bytes, on a local disk without reading them."""

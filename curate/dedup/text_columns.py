@@ -16,8 +16,10 @@ for _digit, _character in enumerate("0123456789abcdef"):
 def words_of_hex(column: pa.ChunkedArray, digits: int, words: int | None = None) -> np.ndarray:
     """Return strings of `digits` hex digits as uint64 (N, words), the first digits first; the rest is left out.
 
-    Raises ValueError for other lengths and other characters.
+    Raises ValueError for nulls, other lengths and other characters.
     """
+    if column.null_count:
+        raise ValueError(f"column with {column.null_count} nulls: every value must be {digits} hex digits")
     lengths = pc.min_max(pc.binary_length(column)).as_py()
     if len(column) and lengths != {"min": digits, "max": digits}:
         raise ValueError(f"column of lengths {lengths}: every value must be {digits} hex digits")

@@ -29,6 +29,8 @@ def test_hex_is_read_and_written(kind):
 def test_what_is_no_hex_is_refused():
     with pytest.raises(ValueError, match="must be 32 hex digits"):
         words_of_hex(column(["ab", "a" * 32]), 32)
+    with pytest.raises(ValueError, match="1 nulls: every value must be 32 hex digits"):
+        words_of_hex(column(["a" * 32, None]), 32)
     with pytest.raises(ValueError, match="'g.*must be hex digits"):
         words_of_hex(column(["a" * 32, "g" * 32]), 32)
 
