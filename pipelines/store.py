@@ -80,6 +80,9 @@ class Root:
             return None
 
     def read(self, relative: str, offset: int = 0, num_bytes: int | None = None) -> bytes:
+        """Return a file's bytes, or `num_bytes` of them from `offset` on."""
+        if offset == 0 and num_bytes is None:
+            return self.fs.cat_file(self.path(relative))  # S3 refuses any range of an empty file
         end = None if num_bytes is None else offset + num_bytes
         return self.fs.cat_file(self.path(relative), start=offset, end=end)
 

@@ -1,4 +1,4 @@
-"""Hashes sorted by one band of 16 bits, and the comparison of one hash with sixteen others at a time.
+"""Hashes sorted by one band of 16 bits, and the comparison of hashes with many others at a time.
 
 General pigeonhole: the bits are cut into bands of 16 and band i gets a threshold t_i with
 sum(t_i + 1) = radius + 1, so that two hashes within the radius differ by at most t_i bits in some
