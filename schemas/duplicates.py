@@ -33,7 +33,7 @@ SCHEMA = table(
         column(
             "semantic_cluster",
             pa.int32(),
-            "nearest cluster of its embedding; null for copies of the same bytes, error images, and where none was fitted",
+            "nearest cluster of its embedding; null for copies, error images, and where none was fitted",
         ),
     ],
 )

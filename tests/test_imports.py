@@ -66,7 +66,7 @@ def test_training_knows_nothing_of_pipelines():
 @pytest.mark.parametrize(
     "module",
     [
-        "curate/config.py",
+        *[f"curate/config/{path.name}" for path in (PROJECT / "curate/config").glob("*.py")],
         "curate/config_file.py",
         "curate/caption_rules.py",
         "curate/sample.py",
