@@ -14,20 +14,25 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from curate.config import CurationConfig
+from curate.dedup.relations import NearToFixed
 from curate.dedup.survivors import Dropped, survivors
-from pipelines import dedup_tasks as tasks
+from pipelines import dedup_ranking as ranking
+from pipelines import dedup_verdicts as verdicts
 from pipelines.command import run_step
 from pipelines.dedup_blocks import SCRATCH, Blocks, NearInBlocks
-from pipelines.dedup_clusters import (
-    SAMPLES_A_CLUSTER,
-    NearInClusters,
-    assign_clusters,
-    cluster_file,
-    num_clusters,
-)
+from pipelines.dedup_clusters import SAMPLES_A_CLUSTER, NearInClusters, assign_clusters, num_clusters
 from pipelines.dedup_index import Entry, earlier_entries, publish_entry, withdraw_entry
+from pipelines.dedup_sources import (
+    ROWS_A_BATCH,
+    Batch,
+    Source,
+    evaluation_sources,
+    first_of,
+    in_batches,
+    sources_of,
+)
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
-from pipelines.store import Root, fragments, manifest
+from pipelines.store import Root, fragments
 from schemas.duplicates import VERSION
 
 ROWS_PER_CLUSTER = 20_000
@@ -40,9 +45,10 @@ def dedup(runner: Runner) -> list[Report]:
     samples, captions, features = (fragments(root, name) for name in ("samples", "captions", "features"))
     entries = earlier_entries(config)
     made_from = [samples, captions, features, VERSION]
-    made_from += [[entry.digest for entry in entries], tasks.evaluation_sources(config)]
+    made_from += [[entry.digest for entry in entries], evaluation_sources(config)]
     whole = Fragment(name="all", made_from=made_from, arguments=sources_of(config, entries))
-    _say_what_is_compared(config, entries, manifest(root, "features")["rows"])
+    if config.dedup.index is not None:
+        say(_told_of_index(config.dedup.index, entries))
     settings = shaping(config.dedup, "rows_per_block", "rows_per_group", "max_pairs")
     step = Step(table="duplicates", settings=settings, build=_build, spreads=True)
     report = runner.run(step, [whole] if features else [])
@@ -50,83 +56,79 @@ def dedup(runner: Runner) -> list[Report]:
     return [report]
 
 
-def sources_of(config: CurationConfig, entries: list[Entry]) -> tuple[list[tasks.Source], int]:
-    """Return the fragments of the corpus and those of what was curated before, and how many rows they have at most."""
-    features = manifest(Root(config.root), "features")
-    own = [tasks.Source(fragment=name) for name in sorted(features["fragments"])]
-    earlier = [tasks.Source(fragment=file, in_index=True) for entry in entries for file in entry.files]
-    return [*own, *earlier], features["rows"] + sum(entry.rows for entry in entries)
-
-
-def _say_what_is_compared(config: CurationConfig, entries: list[Entry], own: int) -> None:
+def _told_of_index(index: str, entries: list[Entry]) -> str:
     earlier = sum(entry.rows for entry in entries)
-    if config.dedup.index is not None:
-        say(f"index {config.dedup.index}: {len(entries)} earlier corpora with {earlier:,} survivors")
-    clusters, searched = num_clusters(config.dedup, own + earlier), (own + earlier) * config.dedup.semantic_nearest
-    if config.dedup.semantic_eps is not None and searched > ROWS_PER_CLUSTER * clusters:
-        say(
-            f"warning: {clusters:,} semantic clusters are few: {searched // clusters:,} samples are searched in each; "
-            f"raise dedup.semantic_sample, or set dedup.semantic_clusters to {(own + earlier) // SAMPLES_A_CLUSTER:,}"
-        )
+    return f"index {index}: {len(entries)} earlier corpora with {earlier:,} survivors"
 
 
 def _build(config: CurationConfig) -> Any:
     return partial(compare, config)
 
 
-def compare(config: CurationConfig, pool: Any, sources: list[tasks.Source], rows: int) -> Made:
+def compare(config: CurationConfig, pool: Any, sources: list[Source], rows: int) -> Made:
     """Return the table's files: what became of each sample of the sources, `rows` at most in number."""
     root = Root(config.root)
     root.remove(SCRATCH, recursive=True)
     withdraw_entry(config)
-    blocks, fixed, sifted = _read(config, pool, sources, rows)
-    relations: list[Any] = [NearInBlocks(blocks=blocks, pool=pool)]
-    clusters = _clusters(config, pool, sources, blocks)
+    batches = in_batches(sources, rows, pool.cpus)
+    blocks, fixed, sifted, same_bytes = _read(config, pool, batches, rows)
+    relations: list[Any] = [same_bytes, NearInBlocks(blocks=blocks, pool=pool)]
+    clusters = _clusters(config, pool, batches, blocks)
     relations += [clusters] if clusters else []
     found = survivors(relations, int(blocks.starts[-1]), fixed, config.dedup.max_pairs)
-    made = _write(config, pool, sources, blocks, sifted, found, clusters)
+    made = _write(config, pool, batches, blocks, sifted, found, clusters)
     root.remove(SCRATCH, recursive=True)
     return made
 
 
 def _read(
-    config: CurationConfig, pool: Any, sources: list[tasks.Source], rows: int
-) -> tuple[Blocks, int, list[tasks.Sifted]]:
-    """Bring equal bytes together, then order what is left by rank in blocks; returns how many are ahead."""
-    num_blocks = max(1, -(-rows // config.dedup.rows_per_block))
-    step = max(1, rows // (num_blocks * tasks.KEYS_A_BLOCK))
-    drawn = pool.map(tasks.sample_keys, [(config, source, step) for source in sources]) if num_blocks > 1 else ()
-    cuts = tasks.cuts(np.concatenate([np.empty(0, "S24"), *drawn]), num_blocks)
-    num_blocks = len(cuts) + 1
-    parts = max(pool.cpus, -(-rows // tasks.ROWS_A_PART))
-    described = list(pool.map(tasks.describe, [(config, at, source, parts) for at, source in enumerate(sources)]))
+    config: CurationConfig, pool: Any, batches: list[Batch], rows: int
+) -> tuple[Blocks, int, list[ranking.Sifted], NearToFixed]:
+    """Bring equal bytes together, then order what is left by rank in blocks; returns how many are ahead, too."""
+    cuts, parts, width = _cuts(config, pool, batches, rows), max(pool.cpus, -(-rows // ROWS_A_BATCH)), pool.node_cpus
+    calls: list[tuple] = [(config, number, batch, parts) for number, batch in enumerate(batches)]
+    described = list(pool.map(ranking.describe, calls))
     by_bytes = pool.share([made.by_bytes for made in described])
-    calls = [(config, by_bytes, part, cuts, len(sources)) for part in range(parts)]
-    sifted = list(pool.map(tasks.sift, calls))
+    calls = [(config, by_bytes, part, cuts, first_of(batches)) for part in range(parts)]
+    sifted = list(pool.map(ranking.sift, calls))
     Root(config.root).remove(f"{SCRATCH}/bytes", recursive=True)
-    shared, width = pool.share(sifted), pool.node_cpus
-    sizes = list(pool.map(tasks.make_block, [(config, shared, block, width) for block in range(num_blocks)], width))
+    shared = pool.share(sifted)
+    calls = [(config, shared, block, width) for block in range(len(cuts) + 1)]
+    ordered = list(pool.map(ranking.make_block, calls, width))
     Root(config.root).remove(f"{SCRATCH}/rank", recursive=True)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
+    starts = np.concatenate([[0], np.cumsum([block.rows for block in ordered])])
     blocks = Blocks(root=config.root, config=config.dedup, starts=starts, threads=width)
-    return blocks, sum(made.ahead for made in described), sifted
+    return blocks, sum(made.ahead for made in described), sifted, ranking.same_bytes_ahead(ordered, starts)
 
 
-def _clusters(config: CurationConfig, pool: Any, sources: list[tasks.Source], blocks: Blocks) -> NearInClusters | None:
+def _cuts(config: CurationConfig, pool: Any, batches: list[Batch], rows: int) -> np.ndarray:
+    """Return the keys between blocks of about `rows_per_block` rows."""
+    num_blocks = max(1, -(-rows // config.dedup.rows_per_block))
+    step = max(1, rows // (num_blocks * ranking.KEYS_A_BLOCK))
+    drawn = pool.map(ranking.sample_keys, [(config, batch, step) for batch in batches]) if num_blocks > 1 else ()
+    return ranking.cuts(np.concatenate([np.empty(0, "S24"), *drawn]), num_blocks)
+
+
+def _clusters(config: CurationConfig, pool: Any, batches: list[Batch], blocks: Blocks) -> NearInClusters | None:
     """Return the relation between embeddings; None where the semantic step is off, or there are none."""
-    if config.dedup.semantic_eps is None or blocks.starts[-1] == 0:
+    rows = int(blocks.starts[-1])
+    if config.dedup.semantic_eps is None or rows == 0:
         return None
-    calls = [(blocks, block, len(sources)) for block in range(len(blocks))]
-    places = list(pool.map(tasks.places_by_fragment, calls))
-    return assign_clusters(config, pool, sources, int(blocks.starts[-1]), places)
+    clusters, searched = num_clusters(config.dedup, rows), rows * config.dedup.semantic_nearest
+    if searched > ROWS_PER_CLUSTER * clusters:
+        say(
+            f"warning: {clusters:,} semantic clusters are few: {searched // clusters:,} samples are searched in each; "
+            f"raise dedup.semantic_sample, or set dedup.semantic_clusters to {rows // SAMPLES_A_CLUSTER:,}"
+        )
+    return assign_clusters(config, pool, batches, blocks)
 
 
 def _write(
     config: CurationConfig,
     pool: Any,
-    sources: list[tasks.Source],
+    batches: list[Batch],
     blocks: Blocks,
-    sifted: list[tasks.Sifted],
+    sifted: list[ranking.Sifted],
     found: Dropped,
     clusters: NearInClusters | None,
 ) -> Made:
@@ -134,19 +136,16 @@ def _write(
     dropped, kept, by = found.row, found.survivor, found.by
     one_minus_cosine = np.full(len(dropped), np.nan)
     if clusters is not None:
-        one_minus_cosine[by == 1] = clusters.distance(dropped[by == 1], kept[by == 1])
+        semantic = by == verdicts.KINDS.index(verdicts.SEMANTIC)
+        one_minus_cosine[semantic] = clusters.distance(dropped[semantic], kept[semantic])
     edges, calls = np.searchsorted(dropped, blocks.starts), []
     for block in range(len(blocks)):
         at = slice(edges[block], edges[block + 1])
-        calls.append((blocks, block, dropped[at], kept[at], by[at], one_minus_cosine[at], len(sources)))
-    said = pool.share([made.errors for made in sifted] + list(pool.map(tasks.explain, calls)))
-    to_write = [
-        (config, number, source, said, cluster_file(number) if clusters else "")
-        for number, source in enumerate(sources)
-        if not source.in_index
-    ]
-    written = list(pool.map(tasks.write_fragment, to_write))
-    counts = {name: sum(made.counts.get(name, 0) for made in written) for name in tasks.COUNTED}
+        calls.append((blocks, block, dropped[at], kept[at], by[at], one_minus_cosine[at], first_of(batches)))
+    said = pool.share([made.errors for made in sifted] + list(pool.map(verdicts.explain, calls)))
+    to_write = [(config, number, batch, said, clusters is not None) for number, batch in enumerate(batches)]
+    written = [made for batch in pool.map(verdicts.write_batch, to_write) for made in batch]
+    counts = {name: sum(made.counts.get(name, 0) for made in written) for name in verdicts.COUNTED}
     files = {made.path: made.file for made in written}
     return Made(rows=None, files=files, counts=counts, num_rows=sum(made.rows for made in written))
 

@@ -15,6 +15,10 @@ from curate.dedup.relations import NearByHash
 from pipelines.store import Root
 
 SCRATCH = "dedup_scratch"
+COPY = np.dtype([("of", "i8"), ("key", "u8"), ("fragment", "i4"), ("row", "i4")])
+"""A sample for which a row of a block stands, since its bytes are the same."""
+END = np.dtype([("pair", "i8"), ("is_ahead", "?"), ("place", "i8")], align=True)
+"""One end of a pair with the same bytes, of which one is ahead; its place is its origin before it has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,10 @@ class Blocks:
 
 def column_file(block: int, name: str) -> str:
     return f"{SCRATCH}/blocks/{block:05d}/{name}.bin"
+
+
+def copies_file(block: int) -> str:
+    return f"{SCRATCH}/blocks/{block:05d}-copies.bin"
 
 
 def write_block(config: CurationConfig, block: int, records: np.ndarray) -> None:

@@ -14,12 +14,14 @@ from curate.config import CurationConfig, DedupConfig
 from curate.dedup.records import fixed_size
 from curate.dedup.relations import NONE, at_most
 from curate.dedup.text_columns import words_of_hex
-from pipelines.dedup_blocks import SCRATCH, best_of
-from pipelines.dedup_tasks import Source, read_rows
+from pipelines.dedup_blocks import SCRATCH, Blocks, best_of
+from pipelines.dedup_sources import Batch, Source, batch_of, first_of, read_rows
+from pipelines.dedup_verdicts import by_fragment, cluster_file
 from pipelines.shuffle import Parts, read_part, write_parts
 from pipelines.store import Root
 
 SAMPLES_A_CLUSTER, DRAWN_A_CLUSTER = 2000, 50
+PLACE = np.dtype([("fragment", "i4"), ("row", "i4"), ("place", "i8")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +41,30 @@ def group_file(group: int, name: str) -> str:
     return f"{SCRATCH}/groups/{group:05d}/{name}.npy"
 
 
+def places_by_batch(blocks: Blocks, block: int, first: np.ndarray) -> Parts:
+    """Write where each batch's rows of a block are in the ranking."""
+    places = np.arange(*blocks.starts[block : block + 2])
+    made = np.zeros(len(places), PLACE)
+    for name in ("fragment", "row"):
+        made[name] = blocks.load(name, [(block, places)])
+    made["place"] = places
+    path = f"{SCRATCH}/places/{block}.bin"
+    return write_parts(Root(blocks.root), path, made, batch_of(made["fragment"], first), len(first))
+
+
 def draw(
-    config: CurationConfig, number: int, source: Source, share: float, places: list[Parts]
+    config: CurationConfig, number: int, batch: Batch, share: float, places: list[Parts]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the uids, uint64 (S, 2), and embeddings of about a share of a source's ranked samples, chosen by uid."""
-    rows = read_rows(config, source, ["uid", "embedding"])
-    rows = rows.take(pa.array(np.sort(read_part(Root(config.root), places, number)["row"])))
-    uid = words_of_hex(rows["uid"], 32)
-    chosen = np.flatnonzero(uid[:, 1] <= np.uint64(min(share * 2.0**64, 2.0**64 - 2048)))
-    return uid[chosen], fixed_size(rows["embedding"].take(pa.array(chosen)))
+    """Return the uids, uint64 (S, 2), and embeddings of about a share of a batch's ranked samples, chosen by uid."""
+    drawn = []
+    ranked = by_fragment(read_part(Root(config.root), places, number), batch)
+    for source, own in zip(batch.sources, ranked, strict=True):
+        rows = read_rows(config, source, ["uid", "embedding"], []).take(pa.array(own["row"]))
+        uid = words_of_hex(rows["uid"], 32)
+        chosen = np.flatnonzero(uid[:, 1] <= np.uint64(min(share * 2.0**64, 2.0**64 - 2048)))
+        drawn.append((uid[chosen], fixed_size(rows["embedding"].take(pa.array(chosen)))))
+    uids, embeddings = zip(*drawn, strict=True)
+    return np.concatenate(uids), np.concatenate(embeddings)
 
 
 def num_clusters(config: DedupConfig, samples: int) -> int:
@@ -68,19 +85,17 @@ def fit(config: CurationConfig, drawn: list[tuple[np.ndarray, np.ndarray]], clus
     return fit_clusters(embeddings_ND[order], clusters=clusters, seed=config.dedup.seed)
 
 
-def assign_clusters(
-    config: CurationConfig, pool: Any, sources: Sequence[Source], total: int, places: list[Parts]
-) -> NearInClusters:
+def assign_clusters(config: CurationConfig, pool: Any, batches: Sequence[Batch], blocks: Blocks) -> NearInClusters:
     """Search each embedding's clusters, and write it to their groups."""
-    dedup, width = config.dedup, pool.node_cpus
+    dedup, width, total, first = config.dedup, pool.node_cpus, int(blocks.starts[-1]), first_of(batches)
+    places = pool.share(list(pool.map(places_by_batch, [(blocks, block, first) for block in range(len(blocks))])))
     share = min(1.0, dedup.semantic_sample / max(total, 1))
-    by_fragment = pool.share(places)
-    to_draw = [(config, number, source, share, by_fragment) for number, source in enumerate(sources)]
+    to_draw = [(config, number, batch, share, places) for number, batch in enumerate(batches)]
     drawn = pool.share(list(pool.map(draw, to_draw)))
     centroids = next(iter(pool.map(fit, [(config, drawn, num_clusters(dedup, total))], width, gpu=True)))
     groups = min(max(1, -(-total * dedup.semantic_nearest // dedup.rows_per_group)), max(1, len(centroids)))
     shared = pool.share(centroids)
-    calls = [(config, number, source, shared, groups, by_fragment) for number, source in enumerate(sources)]
+    calls = [(config, number, batch, shared, groups, places) for number, batch in enumerate(batches)]
     assigned = pool.share(list(pool.map(assign, calls, width, gpu=True)))
     for _ in pool.map(gather, [(config, assigned, group) for group in range(groups)]):
         pass
@@ -90,30 +105,48 @@ def assign_clusters(
 
 
 def assign(
-    config: CurationConfig, number: int, source: Source, centroids: np.ndarray, groups: int, places: list[Parts]
+    config: CurationConfig, number: int, batch: Batch, centroids: np.ndarray, groups: int, places: list[Parts]
 ) -> Parts:
-    """Write a source's embeddings to the groups of the clusters that they are searched in."""
+    """Write a batch's embeddings to the groups of the clusters that they are searched in."""
+    root, made, parts = Root(config.root), [], []
+    ranked = by_fragment(read_part(root, places, number), batch)
+    for (at, source), own in zip(batch.numbered(), ranked, strict=True):
+        records, part = _assign(config, cluster_file(at), source, centroids, groups, own)
+        made.append(records)
+        parts.append(part)
+    path = f"{SCRATCH}/assigned/{number}.bin"
+    return write_parts(root, path, np.concatenate(made), np.concatenate(parts), groups)
+
+
+def _assign(
+    config: CurationConfig, path: str, source: Source, centroids: np.ndarray, groups: int, ranked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a source's embeddings for the groups, and their groups; writes the nearest cluster of each row."""
     from curate.dedup.semantic import nearest_clusters
 
-    root = Root(config.root)
-    rows = read_rows(config, source, ["uid", "embedding"])
-    found = np.sort(read_part(root, places, number), order="row")
-    embeddings_ND = fixed_size(rows["embedding"].take(pa.array(found["row"])))
-    broken = np.flatnonzero(~np.isfinite(embeddings_ND).all(axis=1))
-    if len(broken):
-        uid = rows["uid"][int(found["row"][broken[0]])]
-        raise ValueError(f"{source.fragment}: the embedding of {uid} is not finite: embed it again")
+    rows = read_rows(config, source, ["uid", "embedding"], [])
+    embeddings_ND = _finite(rows, ranked["row"], source)
     members = nearest_clusters(embeddings_ND, centroids, config.dedup.semantic_nearest)
     nearest = np.full(len(rows), -1, np.int32)
-    nearest[found["row"]] = members[:, 0] if len(members) else -1
+    nearest[ranked["row"]] = members[:, 0] if len(members) else -1
     buffer = io.BytesIO()
     np.save(buffer, nearest)
-    root.write(cluster_file(number), buffer.getvalue(), durable=False)
+    Root(config.root).write(path, buffer.getvalue(), durable=False)
     part, at = _groups_of(members, groups, len(centroids))
     kind = [("row", "i8"), ("members", "i4", members.shape[1:]), ("embedding", "f2", embeddings_ND.shape[1:])]
     records = np.empty(len(part), kind)
-    records["row"], records["members"], records["embedding"] = found["place"][at], members[at], embeddings_ND[at]
-    return write_parts(root, f"{SCRATCH}/assigned/{number}.bin", records, part, groups)
+    records["row"], records["members"], records["embedding"] = ranked["place"][at], members[at], embeddings_ND[at]
+    return records, part
+
+
+def _finite(rows: pa.Table, chosen: np.ndarray, source: Source) -> np.ndarray:
+    """Return the embeddings of the chosen rows, (N, D); raises ValueError where one is no number."""
+    embeddings_ND = fixed_size(rows["embedding"].take(pa.array(chosen)))
+    broken = np.flatnonzero(~np.isfinite(embeddings_ND).all(axis=1))
+    if len(broken):
+        uid = rows["uid"][int(chosen[broken[0]])]
+        raise ValueError(f"{source.fragment}: the embedding of {uid} is not finite: embed it again")
+    return embeddings_ND
 
 
 def _groups_of(members: np.ndarray, groups: int, clusters: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,10 +155,6 @@ def _groups_of(members: np.ndarray, groups: int, clusters: int) -> tuple[np.ndar
     once = [(group[:, at : at + 1] != group[:, :at]).all(axis=1) for at in range(group.shape[1])]
     parts = [group[first, at] for at, first in enumerate(once)]
     return np.concatenate(parts), np.concatenate([np.flatnonzero(first) for first in once])
-
-
-def cluster_file(number: int) -> str:
-    return f"{SCRATCH}/clusters/{number}.npy"
 
 
 def gather(config: CurationConfig, files: Sequence[Parts], group: int) -> None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from curate import sample
 from curate.config import CurationConfig
-from pipelines.store import Root, digest, fragments, manifest, parquet_bytes, table_file
+from pipelines.store import MissingColumn, Root, digest, fragments, manifest, parquet_bytes, table_file
 
 PUBLISHED, OWNER = "_entry.json", "_owner.json"
 CORPUS_ID = "corpus_id.json"
@@ -97,17 +97,15 @@ def read_index(file: str, columns: Sequence[str]) -> pa.Table:
     """Return an entry's rows with what dedup compares."""
     folder, _, name = file.rpartition("/")
     try:
-        rows = Root(folder).read_table(name)
+        rows = Root(folder).read_table(name, [*columns, "sha256"])
     except FileNotFoundError as error:
         raise ValueError(f"{file}: is gone: bring it back, or remove its folder from the index") from error
-    for wanted in columns:
-        if wanted not in rows.column_names:
-            raise ValueError(f"{file}: no column {wanted}: run dedup of its corpus again")
-    empty = pa.array([""] * len(rows), pa.string())
-    told = rows.select([*columns, "sha256"])
+    except MissingColumn as error:
+        raise ValueError(f"{file}: another version made it: run embed and dedup of its corpus again") from error
+    empty = pa.repeat("", len(rows))
     for name in ("source", "url", "caption"):
-        told = told.append_column(name, empty)
-    return told.append_column("caption_fine", pa.array([True] * len(rows), pa.bool_())).replace_schema_metadata(None)
+        rows = rows.append_column(name, empty)
+    return rows.append_column("caption_fine", pa.repeat(True, len(rows))).replace_schema_metadata(None)
 
 
 def write_index(config: CurationConfig, fragment: str, survivors: pa.ChunkedArray) -> None:

@@ -24,6 +24,8 @@ from pipelines.store import Root, fragments, table_file
 KINDS = ("exact", "perceptual", "semantic", "error_image", "eval_set")
 MEMBERS = ["uid", "cluster_id", "survivor_uid", "kind", "distance", "is_survivor", "won_by"]
 PLACES = ["uid", "shard", "offset", "num_bytes"]
+STANDS = "(is_survivor OR kind = 'eval_set' AND uid = survivor_uid)"
+"""Others may name their own uid: that of the same sample in an earlier corpus."""
 
 
 def strips(config: CurationConfig, out: Root, largest: int, kind: str | None = None) -> Iterator[str]:
@@ -53,8 +55,8 @@ def _largest(database: Any, root: Root, names: list[str], largest: int, kind: st
     for name in names:
         database.register("d_rows", root.read_table(table_file("duplicates", name), MEMBERS))
         database.execute(
-            """INSERT INTO counts SELECT cluster_id, count(*), max((survivor_uid IS NOT NULL)::INTEGER)
-            FROM d_rows WHERE survivor_uid IS DISTINCT FROM uid AND kind = coalesce($kind, kind) GROUP BY cluster_id""",
+            f"""INSERT INTO counts SELECT cluster_id, count(*), max((survivor_uid IS NOT NULL)::INTEGER)
+            FROM d_rows WHERE NOT {STANDS} AND kind = coalesce($kind, kind) GROUP BY cluster_id""",
             {"kind": kind},
         )
         database.unregister("d_rows")
@@ -73,10 +75,10 @@ def _gather(database: Any, root: Root, names: list[str], kind: str | None) -> No
         database.register("s_rows", root.read_table(table_file("samples", name), PLACES))
         into = "CREATE TABLE shown AS" if number == 0 else "INSERT INTO shown"
         database.execute(
-            f"""{into} SELECT d_rows.*, shard, "offset", num_bytes
+            f"""{into} SELECT d_rows.*, {STANDS} AS stands, shard, "offset", num_bytes
             FROM d_rows JOIN largest USING (cluster_id) JOIN s_rows USING (uid)
-            WHERE uid IS NOT DISTINCT FROM survivor_uid OR kind = coalesce($kind, kind)
-            QUALIFY row_number() OVER (PARTITION BY cluster_id ORDER BY uid IS DISTINCT FROM survivor_uid, uid)
+            WHERE {STANDS} OR kind = coalesce($kind, kind)
+            QUALIFY row_number() OVER (PARTITION BY cluster_id ORDER BY NOT {STANDS}, uid)
                 <= {MAX_TILES}""",
             {"kind": kind},
         )
@@ -87,19 +89,19 @@ def _gather(database: Any, root: Root, names: list[str], kind: str | None) -> No
 def _shown(database: Any, cluster_id: str) -> list[dict[str, Any]]:
     """Return the rows to draw, the survivor first; one that came with an earlier corpus has no shard."""
     found = database.sql(
-        f"SELECT * FROM shown WHERE cluster_id = $id ORDER BY uid IS DISTINCT FROM survivor_uid, uid LIMIT {MAX_TILES}",
+        f"SELECT * FROM shown WHERE cluster_id = $id ORDER BY NOT stands, uid LIMIT {MAX_TILES}",
         params={"id": cluster_id},
     )
     rows = found.to_arrow_table().to_pylist()
     survivor_uid = rows[0]["survivor_uid"]
-    if survivor_uid in (rows[0]["uid"], None):
+    if rows[0]["stands"] or survivor_uid is None:
         return rows
-    earlier = dict.fromkeys([*MEMBERS, *PLACES]) | {"uid": survivor_uid, "survivor_uid": survivor_uid}
+    earlier = dict.fromkeys([*MEMBERS, *PLACES]) | {"uid": survivor_uid, "stands": True}
     return [earlier, *rows[: MAX_TILES - 1]]
 
 
 def _tile(root: Root, row: dict[str, Any], max_megapixels: float) -> Tile:
-    stands, picture = row["uid"] == row["survivor_uid"], None
+    stands, picture = row["stands"], None
     lines = lines_under(row["kind"], row["distance"], row["won_by"])
     if stands:
         lines = ("of an evaluation set" if row["kind"] == "eval_set" else "survivor",)

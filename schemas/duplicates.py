@@ -19,7 +19,8 @@ SCHEMA = table(
         column(
             "survivor_uid",
             pa.string(),
-            "the survivor near this sample; itself where it survives or is of an evaluation set; null: none does",
+            "the survivor near this sample; itself where it survives or is of an evaluation set; null: none does; "
+            "where an earlier corpus has the same sample, the survivor there has the same uid",
         ),
         column("kind", pa.string(), "exact, perceptual, semantic, error_image or eval_set; null where it survives"),
         column("distance", pa.float32(), "bits for perceptual, 1 - cosine for semantic, 0 for exact"),

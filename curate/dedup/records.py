@@ -47,7 +47,7 @@ def came_dtype(config: DedupConfig) -> np.dtype:
 
 def _fields(config: DedupConfig) -> list:
     fields: list = [("key", "u8"), ("uid", "u8", 2), ("phash", "u8"), ("has_hash", "?"), ("evaluation", "?")]
-    fields += [("has_copies", "?"), ("fragment", "i4"), ("row", "i4")]
+    fields += [("has_equals", "?"), ("fragment", "i4"), ("row", "i4")]
     fields += [("turned", "u8", num_turns(config))] if config.turns != "none" else []
     return fields + ([("pdq", "u8", 4)] if config.confirm_pdq_bits is not None else [])
 

@@ -44,6 +44,28 @@ class Relation(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NearToFixed:
+    """Near: pairs of a row and the best fixed one that it is near, known beforehand."""
+
+    row: np.ndarray
+    """int64 (P,), each once."""
+    near: np.ndarray
+    """int64 (P,)."""
+
+    def near_any(self, first: int, last: int) -> np.ndarray:
+        return np.empty(0, np.int64)
+
+    def near_fixed(self, fixed: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.row, self.near
+
+    def pairs(self, rows: np.ndarray, limit: int) -> np.ndarray | None:
+        return np.empty((0, 2), np.int32)
+
+    def nearest(self, of: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NearByHash:
     """Near: within `radius` bits, of any turned picture where there are such, and within the second hash's radius."""
 

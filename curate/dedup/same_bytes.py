@@ -1,8 +1,8 @@
 """Samples with the same bytes: error images, and copies for which one of them stands.
 
 Equal bytes make an equal picture: what is near one copy is near all. So only the best-ranked copy
-is compared any further, and what becomes of it becomes of the others. A sample with the bytes of
-one that is ahead (kept before, or of an evaluation set) is a copy of that one.
+is compared any further, and what becomes of it becomes of the others. Samples that are ahead (kept
+before, or of an evaluation set) survive whatever they equal; that one equals them is set down.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class SameBytes:
     """int64 (C,): copies."""
     copy_of: np.ndarray
     """int64 (C,): the sample that stands for each."""
+    lost: np.ndarray
+    """int64 (L,): samples that stand for their bytes, though samples ahead have them."""
+    lost_to: np.ndarray
+    """int64 (L,): the best-ranked sample ahead with the same bytes."""
 
 
 def sift(came: np.ndarray, config: DedupConfig) -> SameBytes:
@@ -38,15 +42,22 @@ def sift(came: np.ndarray, config: DedupConfig) -> SameBytes:
     """
     rows, group = _repeated(came)
     own = ~ranking.is_ahead(came["key"][rows])
-    is_error = _is_error(came, rows[own], group[own], config)
-    starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]][: len(group)])
-    best = rows[starts][group]
-    first_own = np.full(len(starts), -1, np.int64)
-    first_own[group[own][::-1]] = rows[own][::-1]
-    error, gone = own.copy(), own & (rows != best)
-    error[own] = is_error
-    copy = gone & ~error
-    return SameBytes(error=rows[error], error_of=first_own[group[error]], copy=rows[copy], copy_of=best[copy])
+    is_error = own.copy()
+    is_error[own] = _is_error(came, rows[own], group[own], config)
+    best = rows[np.flatnonzero(np.r_[True, group[1:] != group[:-1]][: len(group)])][group]
+    best_own = np.full(len(rows), -1, np.int64)
+    best_own[group[own][::-1]] = rows[own][::-1]  # the last to be written is the best
+    best_own = best_own[group]
+    copy = own & ~is_error & (rows != best_own)
+    lost = own & ~is_error & ~copy & (rows != best)
+    return SameBytes(
+        error=rows[is_error],
+        error_of=best_own[is_error],
+        copy=rows[copy],
+        copy_of=best_own[copy],
+        lost=rows[lost],
+        lost_to=best[lost],
+    )
 
 
 def _repeated(came: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,17 +31,19 @@ def words_of_hex(column: pa.ChunkedArray, digits: int, words: int | None = None)
     return made
 
 
-def hex_of_words(words: np.ndarray) -> np.ndarray:
-    """Return uint64 (N, W) as strings of 16 W hex digits, str (N,)."""
+def hex_of_words(words: np.ndarray) -> pa.Array:
+    """Return uint64 (N, W) as strings of 16 W hex digits."""
     digits = words.shape[1] * 16
-    text = np.ascontiguousarray(words).astype(">u8").tobytes().hex()
-    return np.array([text[at : at + digits] for at in range(0, len(text), digits)], dtype=f"U{digits}")
+    text = np.ascontiguousarray(words).astype(">u8").tobytes().hex().encode()
+    ends = np.arange(0, len(text) + 1, digits, dtype=np.int64)
+    return pa.LargeStringArray.from_buffers(len(words), pa.py_buffer(ends), pa.py_buffer(text)).cast(pa.string())
 
 
 def hashes_of_text(column: pa.ChunkedArray) -> np.ndarray:
     """Return a 32-bit hash of each value, uint32 (N,); null counts as empty."""
     made = np.empty(len(column), np.uint32)
-    _hash_text(*reversed(_buffers(column.fill_null(""))), made)
+    offsets, text = _buffers(column.fill_null(""))
+    _hash_text(text, offsets, made)
     return made
 
 

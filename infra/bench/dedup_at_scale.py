@@ -29,7 +29,8 @@ from near_duplicates import crawl_hashes  # noqa: E402
 
 from curate.config import CurationConfig, DedupConfig  # noqa: E402
 from curate.dedup.relations import NearByHash  # noqa: E402
-from pipelines.dedup import compare, sources_of  # noqa: E402
+from pipelines.dedup import compare  # noqa: E402
+from pipelines.dedup_sources import sources_of  # noqa: E402
 from pipelines.store import Root  # noqa: E402
 
 SIZES = (1_000_000, 2_000_000, 5_000_000, 10_000_000)

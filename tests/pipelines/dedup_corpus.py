@@ -137,15 +137,21 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
 
 
 def by_brute_force(rows: list[dict[str, Any]], config: DedupConfig) -> dict[str, str | None]:
-    """Return the survivor's uid for each uid: greedy over all pairs, error images first."""
+    """Return the survivor's uid for each uid: greedy over all pairs, evaluation pictures and error images first."""
     captions: dict[str, set] = {}
     urls: dict[str, set] = {}
     for one in rows:
+        if is_shown(one):
+            continue
         captions.setdefault(one["sha256"], set()).add(one["caption"])
         urls.setdefault(one["sha256"], set()).add(one["url"])
     kept: list[dict[str, Any]] = []
     survivor: dict[str, str | None] = {}
     for one in sorted(rows, key=place):
+        if is_shown(one):
+            kept.append(one)
+            survivor[one["uid"]] = one["uid"]
+            continue
         by_caption = len(captions[one["sha256"]]) >= config.error_image_captions
         if by_caption or len(urls[one["sha256"]]) >= config.error_image_urls:
             survivor[one["uid"]] = None
@@ -157,11 +163,18 @@ def by_brute_force(rows: list[dict[str, Any]], config: DedupConfig) -> dict[str,
     return survivor
 
 
+def is_shown(one: dict[str, Any]) -> bool:
+    """Return whether it is of an evaluation set."""
+    return one["source"] == "benchmark"
+
+
 def place(one: dict[str, Any]) -> tuple:
-    """Return the ranking policy as a sort key."""
+    """Return the ranking policy as a sort key: evaluation pictures first, by uid."""
+    if is_shown(one):
+        return 0, one["uid"]
     fine = one["caption_reason"] is None
     step = 11 if one["jpeg_quality"] is None else one["jpeg_quality"] // 10
-    return -one["width_px"] * one["height_px"], -step, -round(one["sharpness"] * 10), not fine, one["uid"]
+    return 1, -one["width_px"] * one["height_px"], -step, -round(one["sharpness"] * 10), not fine, one["uid"]
 
 
 def is_near(one: dict[str, Any], other: dict[str, Any], config: DedupConfig) -> bool:

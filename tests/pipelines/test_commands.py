@@ -14,12 +14,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import pandas as pd
 import psutil
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from tests.conftest import encoded, picture
 from tests.pipelines.small_run import PROJECT, run, settings
@@ -226,21 +224,6 @@ def test_ray_job_submit(tmp_path, cluster):
         done = submit(cluster, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         assert hashes(tmp_path) == before
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """An S3 server on loopback with one bucket; yields its file system."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    said = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (said | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
-        monkeypatch.setenv(name, value)
-    fs = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
-    fs.mkdir("bucket")
-    yield fs
-    server.stop()
 
 
 def test_sources_and_root_may_lie_in_s3(tmp_path, s3):

@@ -10,11 +10,21 @@ import pytest
 
 from curate.dedup.records import LEFT_OUT
 from curate.dedup.relations import NearByHash
-from pipelines import dedup_tasks
-from pipelines.dedup import compare, sources_of
+from pipelines import dedup_ranking, dedup_sources
+from pipelines.dedup import compare
 from pipelines.dedup_index import earlier_entries, publish_entry
+from pipelines.dedup_sources import sources_of
 from pipelines.store import Root, commit, publish, table_file
-from tests.pipelines.dedup_corpus import PLAIN, PlainPool, alike, by_brute_force, random_rows, row, write_tables
+from tests.pipelines.dedup_corpus import (
+    PLAIN,
+    PlainPool,
+    alike,
+    by_brute_force,
+    is_shown,
+    random_rows,
+    row,
+    write_tables,
+)
 
 SEMANTIC = {"semantic_eps": 0.1, "semantic_clusters": 4, "semantic_nearest": 4}
 
@@ -36,7 +46,7 @@ def survivors_of(found: dict[str, dict[str, Any]]) -> dict[str, str | None]:
 
 CASES = {
     "by hash": {},
-    "one row a block": {"rows_per_block": 40},
+    "seven blocks": {"rows_per_block": 40},
     "no pairs at a time": {"max_pairs": 0},
     "wide radius": {"radius_bits": 10, "max_pairs": 500},
     "with embeddings": SEMANTIC,
@@ -46,6 +56,9 @@ CASES = {
     "turned": {"turns": "all", "rows_per_block": 90},
     "error images": {"error_image_captions": 2},
     "error images by URL": {"error_image_captions": 99, "error_image_urls": 3},
+    "shown in an evaluation": {"rows_per_block": 50},
+    "shown, with embeddings": SEMANTIC | {"rows_per_block": 50},
+    "shown, error images": {"error_image_captions": 2},
 }
 
 
@@ -56,11 +69,17 @@ def test_survivors_are_those_of_brute_force(case, tmp_path):
         rows[at]["phash64_turned"][5] = rows[at + 1]["phash64"]
         rows[at]["pdq256"], rows[at]["pdq_quality"] = rows[at + 2]["pdq256"], 100 if at % 2 else 49
         rows[at]["phash64"] = rows[at + 2]["phash64"]
+    for one in rows[::7] if case.startswith("shown") else ():
+        one["source"] = "benchmark"
     alike(rows)
     config = write_tables(tmp_path, [rows[:100], [], rows[100:]], **CASES[case])
     found = run(config)
     assert survivors_of(found) == by_brute_force(rows, config.dedup)
-    assert all(found[one["survivor_uid"]]["is_survivor"] for one in found.values() if one["survivor_uid"])
+    shown = {one["uid"] for one in rows if is_shown(one)}
+    named = [one["survivor_uid"] for one in found.values() if one["survivor_uid"]]
+    assert all(found[uid]["is_survivor"] != (uid in shown) for uid in named)
+    of_shown = {uid for uid, one in found.items() if one["survivor_uid"] in shown}
+    assert {uid for uid, one in found.items() if one["kind"] == "eval_set"} == of_shown >= shown
 
 
 def test_no_order_of_files_and_no_size_of_blocks_changes_anything(tmp_path):
@@ -112,22 +131,17 @@ def test_what_looks_like_everything_matches_by_bytes_only(reason, tmp_path):
 
 
 def test_copies_go_where_their_picture_goes(tmp_path):
-    """Of a survivor, of what is near one, of an evaluation picture, and of what an earlier corpus has."""
+    """Of an evaluation picture, of a survivor, and of what is near one."""
     shown, best = row(1, source="benchmark", width_px=1), row(2, width_px=900)
     near = row(3, phash64=best["phash64"] ^ 1)
-    copies = [
-        one | {"uid": f"{at:032x}", "source": "crawl"} for one in (shown, best, near) for at in (one["width_px"],)
-    ]
-    copies = [one | {"uid": f"{at:032x}", "caption_reason": "short"} for at, one in enumerate(copies)]
+    of_copy = {"source": "crawl", "caption_reason": "short"}
+    copies = [one | of_copy | {"uid": f"{at:032x}"} for at, one in enumerate((shown, best, near))]
     found = run(write_tables(tmp_path, [[shown, *copies], [best, near]], rows_per_block=2))
-    told = [
-        (one["kind"], one["survivor_uid"], one["distance"], one["won_by"])
-        for one in map(found.get, (c["uid"] for c in copies))
-    ]
+    told = [[found[one["uid"]][name] for name in ("kind", "survivor_uid", "distance", "won_by")] for one in copies]
     assert told == [
-        ("eval_set", shown["uid"], 0.0, "earlier"),
-        ("exact", best["uid"], 0.0, "caption"),
-        ("perceptual", best["uid"], 1.0, "resolution"),
+        ["eval_set", shown["uid"], 0.0, "earlier"],
+        ["exact", best["uid"], 0.0, "caption"],
+        ["perceptual", best["uid"], 1.0, "resolution"],
     ]
 
 
@@ -178,6 +192,35 @@ def test_a_second_crawl_is_compared_with_the_first_and_not_the_other_way_round(t
     assert published(one) == before
 
 
+def test_bytes_of_an_earlier_corpus(tmp_path):
+    """A sample with them is a copy, one with the same uid as well; under too many captions they are an error image."""
+    index = {"index": str(tmp_path / "index")}
+    kept, again, seen = row(1), row(2), row(3)
+    published(write_tables(tmp_path / "a", [[kept, again, seen]], **index))
+    copy = kept | {"uid": "c" * 32, "width_px": 9000}
+    many = [seen | {"uid": f"{at:032x}", "caption": f"another {at}"} for at in range(3)]
+    found = run(write_tables(tmp_path / "b", [[copy, again, *many]], **index))
+    told = {uid: (one["kind"], one["survivor_uid"], one["is_survivor"]) for uid, one in found.items()}
+    assert told[copy["uid"]] == ("exact", kept["uid"], False)
+    assert told[again["uid"]] == ("exact", again["uid"], False)
+    assert [told[one["uid"]] for one in many] == [("error_image", None, False)] * 3
+    assert {found[one["uid"]]["cluster_id"] for one in many} == {many[0]["uid"]}
+
+
+def test_many_small_files_are_read_in_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup_sources, "MIN_BATCHES", 5)
+    written, write = [], dedup_ranking.write_parts
+    monkeypatch.setattr(
+        dedup_ranking, "write_parts", lambda root, path, *more: written.append(path) or write(root, path, *more)
+    )
+    rows = random_rows(5, 120)
+    parts = [rows[at : at + 4] for at in range(0, 120, 4)]
+    config = write_tables(tmp_path, [*parts, []], **SEMANTIC, rows_per_block=50)
+    monkeypatch.setattr(PlainPool, "cpus", 1)
+    assert survivors_of(run(config)) == by_brute_force(rows, config.dedup)
+    assert sum("/bytes/" in path for path in written) == 5
+
+
 def test_an_index_of_another_model_is_refused(tmp_path):
     index = {"index": str(tmp_path / "index"), **SEMANTIC}
     published(write_tables(tmp_path / "a", [random_rows(1, 5)], **index))
@@ -206,13 +249,14 @@ def test_nothing_to_compare_is_no_error(settings, tmp_path):
 
 def test_blocks_are_of_about_equal_size(tmp_path, monkeypatch):
     """However unequal the files are: one of 900 rows, and nine of 20."""
-    monkeypatch.setattr(dedup_tasks, "KEYS_A_BLOCK", 20)
-    sizes = []
-    make_block = dedup_tasks.make_block
-    monkeypatch.setattr(dedup_tasks, "make_block", lambda *call: sizes.append(make_block(*call)) or sizes[-1])
+    monkeypatch.setattr(dedup_ranking, "KEYS_A_BLOCK", 20)
+    made = []
+    make_block = dedup_ranking.make_block
+    monkeypatch.setattr(dedup_ranking, "make_block", lambda *call: made.append(make_block(*call)) or made[-1])
     rows = [row(at, width_px=1 + at % 300) for at in range(1080)]
     parts = [rows[:900], *(rows[at : at + 20] for at in range(900, 1080, 20))]
     run(write_tables(tmp_path, parts, rows_per_block=270))
+    sizes = [block.rows for block in made]
     assert len(sizes) == 4 and sum(sizes) == 1080 and max(sizes) < 400
 
 

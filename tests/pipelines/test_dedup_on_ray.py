@@ -44,7 +44,7 @@ KILLED_ONCE = """
 import os, signal, sys
 if any(part.endswith("default_worker.py") for part in sys.orig_argv):
     sys.path.insert(0, os.environ["PROJECT"])
-    from pipelines import dedup_blocks, dedup_tasks
+    from pipelines import dedup_blocks, dedup_ranking
     def killed_once(function):
         def killing(*arguments):
             mark = os.path.join(os.environ["MARKS"], function.__name__)
@@ -54,7 +54,7 @@ if any(part.endswith("default_worker.py") for part in sys.orig_argv):
             return function(*arguments)
         return killing
     dedup_blocks._met = killed_once(dedup_blocks._met)
-    dedup_tasks.sift = killed_once(dedup_tasks.sift)
+    dedup_ranking.sift = killed_once(dedup_ranking.sift)
 """
 """The sitecustomize of the workers: the first task that sifts, and the first that meets, kills its own process."""
 

@@ -13,8 +13,6 @@ from typing import Any
 import fsspec
 import pandas as pd
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from curate.config import CurationConfig, DumpSource, IngestConfig
 from pipelines.ingest import ingest
@@ -224,22 +222,6 @@ def test_exif_stays_in_the_raw_bytes(tmp_path):
     for path in (tmp_path / "out").rglob("*.parquet"):
         assert b"47.3769" not in path.read_bytes()
         assert "47.3769" not in str(Root(str(path.parent)).read_table(path.name).to_pylist())
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """An S3 server on loopback with one bucket; yields its file system."""
-    s3fs.S3FileSystem.clear_instance_cache()  # those of another server
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    said = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (said | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
-        monkeypatch.setenv(name, value)
-    fs = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
-    fs.mkdir("bucket")
-    yield fs
-    server.stop()
 
 
 def test_every_kind_from_s3(tmp_path, s3):

@@ -24,12 +24,14 @@ MEMBERS = [
     ("a", "a1", "a0", "a0", "exact", 0.0, "caption"),
     ("b", "b0", "a0", "a0", "perceptual", 2.0, "resolution"),
     ("b", "b1", "old", "old", "perceptual", 4.0, "resolution"),
+    ("b", "old", "old", "old", "exact", 0.0, "earlier"),
     ("b", "b2", "b2", "b2", None, None, None),
     ("b", "v0", "v0", "v0", "eval_set", None, None),
     ("b", "v1", "v0", "v0", "eval_set", 3.0, "earlier"),
     *(("b", f"e{n:02d}", "e00", None, "error_image", None, None) for n in range(14)),
 ]
-"""A survivor with members in two fragments, one of an earlier corpus, one alone, an evaluation set, an error image."""
+"""A survivor with members in two fragments, one of an earlier corpus that has one of the samples itself, one alone, an
+evaluation set, an error image."""
 
 
 def write_root(folder: Path) -> CurationConfig:
@@ -65,7 +67,7 @@ def test_the_largest_clusters_are_drawn(tmp_path):
     assert list(strips(config, Root(str(out)), largest=20)) == [
         "01-e00.png  14 members, 12 shown",
         "02-a0.png  3 members, 3 shown",
-        "03-old.png  2 members, 2 shown",
+        "03-old.png  3 members, 3 shown",
         "04-v0.png  2 members, 2 shown",
     ]
     assert [path.name[:2] for path in sorted(out.iterdir())] == ["01", "02", "03", "04"]
