@@ -305,7 +305,8 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the code, with a mark where it was changed; None outside a checkout."""
+    """Return the commit of the code, with a mark where it was changed; None where neither a checkout
+    nor the container's DARKROOM_GIT_COMMIT says it."""
     folder = os.path.dirname(os.path.abspath(__file__))
     try:
         said = subprocess.run(
@@ -315,7 +316,7 @@ def git_commit() -> str | None:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("DARKROOM_GIT_COMMIT") or None
     return said.stdout.strip()
 
 

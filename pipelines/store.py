@@ -27,6 +27,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.tables import check_version
+
 MANIFEST = "_run.json"
 """The underscore keeps it out of the way of readers that open every file of a table's folder."""
 
@@ -156,7 +158,7 @@ class Root:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def read_table(self, relative: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return a table, or only those columns of it; raises MissingColumn."""
+        """Return a table, or only those columns of it; raises MissingColumn, and NewerTable for a later version's."""
         path = self.path(relative)
         if is_local(self.fs):
             return _read_table(pq.ParquetFile(path, memory_map=True), relative, columns)
@@ -177,6 +179,7 @@ class MissingColumn(ValueError):
 
 
 def _read_table(file: pq.ParquetFile, name: str, columns: Sequence[str] | None) -> pa.Table:
+    check_version(file.schema_arrow, name)
     missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
     if missing:
         raise MissingColumn(f"{name}: has no column {missing[0]}: another version made it: remove it and run its step")

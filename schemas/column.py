@@ -44,16 +44,6 @@ def with_model(schema: pa.Schema, names: list[str], model: str, revision: str) -
     return schema
 
 
-def check_version(found: pa.Schema, known: pa.Schema, where: str) -> None:
-    """Raise NewerTable where a file's version is above the one this code knows."""
-    metadata = found.metadata or {}
-    version = int(metadata.get(VERSION_KEY, b"0"))
-    newest = int(known.metadata[VERSION_KEY])
-    if version > newest:
-        name = known.metadata[TABLE_KEY].decode()
-        raise NewerTable(f"{where}: table {name} has version {version}, this program reads up to {newest}: update it")
-
-
 def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return the table in the schema's order and types; columns it does not name are kept behind them.
 

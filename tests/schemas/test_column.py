@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from schemas import captions, duplicates, features, latents, samples, scores, selection, shards
-from schemas.column import NewerTable, check_version, column, conform, table, with_model
+from schemas.column import column, conform, table, with_model
 
 ALL = {
     "samples": samples.SCHEMA,
@@ -28,13 +28,6 @@ def test_each_score_says_range_and_direction():
     for field in scores.SCHEMA:
         if pa.types.is_floating(field.type):
             assert field.metadata[b"range"] and field.metadata[b"direction"], field.name
-
-
-def test_a_newer_version_is_refused():
-    known, newer = table("t", 1, [column("a", pa.int8(), "x")]), table("t", 2, [column("a", pa.int8(), "x")])
-    check_version(known, known, "f.parquet")
-    with pytest.raises(NewerTable, match="f.parquet: table t has version 2"):
-        check_version(newer, known, "f.parquet")
 
 
 def test_conform_orders_casts_and_keeps_what_is_more():

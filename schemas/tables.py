@@ -1,0 +1,24 @@
+"""Every table by its name, so that a file says whether this program can read it."""
+
+import pyarrow as pa
+
+from schemas import captions, duplicates, features, fetches, latents, samples, scores, selection, shards, urls
+from schemas.column import TABLE_KEY, VERSION_KEY, NewerTable
+
+TABLES: dict[str, pa.Schema] = {
+    module.SCHEMA.metadata[TABLE_KEY].decode(): module.SCHEMA
+    for module in (captions, duplicates, fetches, latents, samples, scores, selection, shards, urls)
+}
+TABLES["features"] = features.schema(embedding_dim=0)
+
+
+def check_version(found: pa.Schema, where: str) -> None:
+    """Raise NewerTable where a file of one of the tables has a version above the one this code knows."""
+    metadata = found.metadata or {}
+    known = TABLES.get(metadata.get(TABLE_KEY, b"").decode())
+    if known is None:
+        return
+    version, newest = int(metadata.get(VERSION_KEY, b"0")), int(known.metadata[VERSION_KEY])
+    if version > newest:
+        name = metadata[TABLE_KEY].decode()
+        raise NewerTable(f"{where}: table {name} has version {version}, this program reads up to {newest}: update it")
