@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -48,6 +49,7 @@ def main() -> None:
 
 def measure(config: CurationConfig, count: int) -> dict[str, object]:
     write_tables(Root(config.root), count)
+    os.sync()  # what was written is on the disk before the clock starts
     with Runner(config) as runner:
         ray = runner.ray()
         ray.get(ray.remote(lambda: None).remote())
