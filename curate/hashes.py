@@ -23,6 +23,8 @@ TURNS = (
 """The order of a picture's seven turned hashes; rotations are counter-clockwise, as Pillow's."""
 PDQ_MIN_SIDE_PX = 5
 """PDQ gives smaller pictures the hash 0 and the quality 0."""
+UNDECIDED = 10.0
+"""Distance of a coefficient from the median: 4 of 244 reduced photographs have three below 0.4, all others above 15."""
 _ROWS_AT_ONCE = 256
 
 
@@ -46,9 +48,27 @@ def phashes(luma_HW: np.ndarray, extent_HW: tuple[float, float] | None = None) -
     Of a reduced decode, the picture covers `extent_HW` pixels from the array's corner on: a side may have
     been rounded up. Without it Pillow itself resizes, so that the hash is imagehash's to the bit.
     """
-    low = dct(dct(_luma_32(luma_HW, extent_HW), axis=0), axis=1)[:8, :8]
+    return phashes_of(low_frequencies(luma_HW, extent_HW))
+
+
+def low_frequencies(luma_HW: np.ndarray, extent_HW: tuple[float, float] | None = None) -> np.ndarray:
+    """Return the first 8 x 8 DCT coefficients of a picture's luma at 32 x 32, float64."""
+    return dct(dct(_luma_32(luma_HW, extent_HW), axis=0), axis=1)[:8, :8]
+
+
+def phashes_of(low: np.ndarray) -> tuple[int, list[int]]:
+    """Return phash64 of a picture by its first 8 x 8 coefficients, and of the picture after each of TURNS."""
     own, *others = _hashes(np.concatenate([low[None], turned(low)]))
     return own, others
+
+
+def is_undecided(low: np.ndarray) -> bool:
+    """Return whether rounding may turn more than two bits of a hash, by the first 8 x 8 coefficients.
+
+    Half of the coefficients of a picture that is its own mirror image are 0, and so is their median.
+    """
+    away = np.abs(low.ravel() - np.median(low))
+    return bool(np.partition(away, 2)[2] < UNDECIDED)
 
 
 def _luma_32(luma_HW: np.ndarray, extent_HW: tuple[float, float] | None) -> np.ndarray:

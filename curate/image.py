@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import pi_heif
+import pylibjxl
 from PIL import Image, ImageCms
 
 from curate import sample
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL")
 """Formats that are decoded; every other one is a status."""
 
 
@@ -74,7 +75,12 @@ def decode_opened(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1..8, of an opened image; 1 is upright, and what anything else means."""
+    """Return the EXIF orientation, 1..8, of an opened image; 1 is upright, and what anything else means.
+
+    JPEG XL turns its pictures itself, and its EXIF says nothing (ISO/IEC 18181-2).
+    """
+    if image.format == "JXL":
+        return 1
     said = image.getexif().get(0x0112, 1)
     return said if said in _TURNS else 1
 
@@ -88,6 +94,7 @@ _DECODER_ERRORS = (
     TypeError,
     ArithmeticError,
     MemoryError,
+    RuntimeError,
     struct.error,
     Image.DecompressionBombError,
 )
@@ -118,12 +125,12 @@ def _upright(image: Image.Image) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise UnreadableImage(sample.EMPTY, "the file has no bytes")
-    _register_heif()
+    _register_formats()
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UnreadableImage(sample.TOO_LARGE, str(error)) from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, RuntimeError) as error:
         raise UnreadableImage(sample.NOT_AN_IMAGE, f"{type(error).__name__}: {_without_address(error)}") from error
 
 
@@ -133,9 +140,10 @@ def _without_address(error: Exception) -> str:
 
 
 @cache
-def _register_heif() -> None:
-    """Make Pillow know HEIC, once."""
+def _register_formats() -> None:
+    """Make Pillow know HEIC and JPEG XL, once."""
     pi_heif.register_heif_opener()
+    pylibjxl.register_pillow(override=False)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

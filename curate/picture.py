@@ -6,12 +6,13 @@ Shape legend: H height, W width, C channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from curate import image, jpeg
+from curate import hashes, image, jpeg
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,19 +39,27 @@ class Picture:
             return None
         return self.height_px / self.reduced_by, self.width_px / self.reduced_by
 
+    @cached_property
+    def low_frequencies(self) -> np.ndarray:
+        """What phash64 is made of, float64 (8, 8)."""
+        return hashes.low_frequencies(self.luma_HW, self.extent_HW)
+
 
 def read_picture(data: bytes, max_megapixels: float, min_side_px: int | None) -> Picture:
     """Return the picture of an image file; raises UnreadableImage as `curate.image.decode` does.
 
-    Plain JPEGs are decoded by libjpeg-turbo directly, reduced while the shorter side stays at `min_side_px`;
-    everything else, and a JPEG that gives cause for a warning, goes through Pillow. None decodes all of them
-    through Pillow.
+    Plain JPEGs are decoded by libjpeg-turbo directly, reduced while the shorter side stays at `min_side_px`, unless
+    that leaves the hash undecided; everything else, and a JPEG that gives cause for a warning, goes through Pillow.
+    None decodes all of them through Pillow.
     """
     with image.open_header(data, max_megapixels) as opened:
         quality = jpeg.quality_of(getattr(opened, "quantization", {}))
         if min_side_px is not None and jpeg.is_plain(opened, data):
             try:
-                return _read_plain(data, opened, min_side_px, quality)
+                picture = _read_plain(data, opened, min_side_px, quality)
+                if picture.reduced_by > 1 and hashes.is_undecided(picture.low_frequencies):
+                    return _read_plain(data, opened, None, quality)
+                return picture
             except ValueError:
                 pass  # whether a damaged file counts as a picture is Pillow's decision
         return from_pixels(image.decode_opened(opened), quality)
@@ -68,7 +77,7 @@ def from_pixels(rgb: Image.Image, jpeg_quality: int | None = None) -> Picture:
     )
 
 
-def _read_plain(data: bytes, opened: Image.Image, min_side_px: int, quality: int | None) -> Picture:
+def _read_plain(data: bytes, opened: Image.Image, min_side_px: int | None, quality: int | None) -> Picture:
     turn = image.orientation(opened)
     by = jpeg.reduction(opened.width, opened.height, min_side_px)
     if turn != 1 and (opened.width % by or opened.height % by):

@@ -114,7 +114,7 @@ def measure_image(root: Root, row: dict[str, Any], embedder: Any, config: Curati
 
 def measurements(picture: Picture) -> dict[str, Any]:
     """Return what is measured on one decoded picture, by column."""
-    phash64, phash64_turned = hashes.phashes(picture.luma_HW, picture.extent_HW)
+    phash64, phash64_turned = hashes.phashes_of(picture.low_frequencies)
     pdq256, pdq_quality = hashes.pdq(picture.luma_HW)
     return {
         "width_px": picture.width_px,

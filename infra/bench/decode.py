@@ -199,7 +199,7 @@ def parts(files: list[bytes], embedder: Embedder, batch_size: int = 16) -> dict[
         for offset, whole in zip(offsets, files, strict=False):
             data = timed("read", root.read, "all.tar", offset, len(whole))
             picture = timed("decode", read_picture, data, 120, embedder.min_side_px)
-            timed("phash64", hashes.phashes, picture.luma_HW, picture.extent_HW)
+            timed("phash64", lambda picture: hashes.phashes_of(picture.low_frequencies), picture)
             timed("PDQ", hashes.pdq, picture.luma_HW)
             timed("quality", technical_quality, picture.luma_HW)
             rows.append(

@@ -6,7 +6,7 @@ import pdqhash
 import pytest
 from PIL import Image
 
-from curate.hashes import TURNS, _luma_32, pdq, pdq256, phash64, phash64_and_turned, phashes, turned
+from curate.hashes import TURNS, _luma_32, pdq, pdq256, phash64, phash64_and_turned, phashes, phashes_of, turned
 from curate.image import UnreadableImage, decode
 from curate.picture import read_picture
 from tests.conftest import encoded, picture
@@ -145,17 +145,17 @@ def scaled_to_a_crawl_s_size(path) -> bytes:
 
 @pytest.mark.shared
 def test_hashes_of_a_reduced_decode_are_those_of_the_full_one(shared):
-    """The one photograph beyond 2 bits is a drawing that is nearly its own mirror image: 32 coefficients are 0."""
+    """A drawing that is nearly its own mirror image is not reduced: half of its coefficients are 0."""
     away, of_pdq, reduced = [], [], 0
     for path in sorted((shared / "photos_hires" / "images").glob("*.jpg")):
         data = scaled_to_a_crawl_s_size(path)
         found, whole = read_picture(data, 100, 448), decode(data, 100)
         reduced += found.reduced_by > 1
-        own, _ = phashes(found.luma_HW, found.extent_HW)
+        own, _ = phashes_of(found.low_frequencies)
         away.append((own ^ of_imagehash(whole)).bit_count())
         of_pdq.append(bits_between(pdq(found.luma_HW)[0], of_pdqhash(whole)[0]))
     assert reduced >= 40 and len(away) >= 50
-    assert (np.array(away) <= 2).mean() >= 0.98
+    assert (np.array(away) <= 2).mean() >= 0.99
     assert np.mean(of_pdq) <= 5 and np.max(of_pdq) <= 16
 
 

@@ -2,6 +2,7 @@ import io
 import struct
 
 import numpy as np
+import pylibjxl
 import pytest
 from PIL import Image
 
@@ -82,3 +83,27 @@ def test_a_broken_exif_tag_does_not_stop_the_turn():
     entries = struct.pack("<HHIi", 0x0100, 9, 1, -1) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
     exif = b"Exif\x00\x00II*\x00" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
     assert decode(encoded(picture(1, 60, 30), "JPEG", exif=exif), 100).size == (30, 60)
+
+
+def jxl(image: Image.Image, **options: object) -> bytes:
+    pylibjxl.register_pillow(override=False)
+    return encoded(image, "JXL", **options)
+
+
+def test_jpeg_xl_is_read():
+    image, exif = picture(5, 400, 200), Image.Exif()
+    assert np.array_equal(np.asarray(decode(jxl(image, lossless=True), 100)), np.asarray(image))
+    exif[0x0112] = 6  # libjxl has turned what is to be turned
+    assert decode(jxl(image, exif=exif.tobytes()), 100).size == (400, 200)
+    assert decode(jxl(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), lossless=True), 100).getpixel((0, 0)) == (255,) * 3
+    assert (
+        decode(jxl(image.convert("L"), lossless=True), 100).getpixel((9, 9))
+        == (image.convert("L").getpixel((9, 9)),) * 3
+    )
+
+
+def test_a_broken_jpeg_xl_has_a_status():
+    whole = jxl(picture(5))
+    assert status_of(whole, max_megapixels=0.01) == sample.TOO_LARGE
+    assert status_of(whole[:3]) == sample.NOT_AN_IMAGE
+    assert status_of(whole[: len(whole) // 2]) == sample.DECODE_ERROR
