@@ -140,10 +140,11 @@ def measure(root: Path, rows: int) -> Iterator[dict[str, Any]]:
     try:
         assert process.stdout is not None
         address = process.stdout.readline().split()[1]
-        while (said := ask(address, "overview", {}))["fragments_read"] < said["fragments"] or not said["fragments"]:
+        while (said := ask(address, "progress", {}))["fragments_read"] < said["fragments"] or not said["fragments"]:
             time.sleep(2)
         seconds = time.monotonic() - started
-        assert said["rows"] == rows, said["rows"]
+        there = ask(address, "overview", {})["rows"]
+        assert there == rows, there
         yield {"what": "tables read", "rows": rows, "seconds": round(seconds, 1), "peak_mb": peak_mb(process.pid)}
         for name, turns in QUESTIONS.items():
             took = []

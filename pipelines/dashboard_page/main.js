@@ -42,7 +42,7 @@ async function open() {
     const page = name === "sample" ? samplePage : PAGES[name]?.[1];
     if (!page) throw new Error(`there is no page ${name}`);
     const left = await page(place, { asked, rest, overview, isShown: () => own === turn });
-    if (overview.fragments_read < overview.fragments) watch(own);
+    if (overview.fragments_read < overview.fragments && !overview.error) watch(own);
     if (own === turn) leave = left ?? (() => {});
     else if (left) left();
   } catch (error) {
@@ -69,10 +69,10 @@ function head(overview, current) {
 function watch(own) {
   setTimeout(async () => {
     if (exported || own !== turn) return;
-    const overview = await get("overview");
+    const said = await get("progress");
     if (own !== turn) return;
-    if (overview.fragments_read === overview.fragments) return open();
-    document.querySelector(".state span").textContent = reads(overview);
+    if (said.error || said.fragments_read === said.fragments) return open();
+    document.querySelector(".state span").textContent = reads(said);
     return watch(own);
   }, 1000);
 }

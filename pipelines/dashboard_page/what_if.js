@@ -108,7 +108,7 @@ function sliderRow(slider, state, changed) {
     changed(slider, typed.value === "" ? null : Number(typed.value));
   });
   if (exported || !slider.rows) for (const input of [range, typed]) input.disabled = true;
-  const off = h("button", { class: "quiet", title: "switch this cut-off off", onclick: () => { typed.value = ""; changed(slider, null); } }, "off");
+  const off = slider.can_be_off && h("button", { class: "quiet", title: "switch this cut-off off", onclick: () => { typed.value = ""; changed(slider, null); } }, "off");
   const back = h("button", { class: "quiet", title: "the recorded value", onclick: () => { typed.value = slider.recorded ?? ""; range.value = start; changed(slider, slider.recorded); } }, "reset");
   const name = h("span", { class: "name", title: slider.meaning }, words(slider.setting), h("small", {}, slider.rows ? `drops what is ${slider.drops}; values ${short(slider.lowest)} to ${short(slider.highest)}` : "no values yet"));
   const left = h("span", { class: "left" }, h("span", { class: "bar thin" }, h("i", { class: "kept" })), h("span", { class: "left-count" }));

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.dashboard_server import clusters, distributions, funnel_page, samples, training, what_if
@@ -26,6 +26,7 @@ class Shown:
     beside: dict[str, Index]
     lists: Lists
     labels: Labels
+    remembered: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
 
 def shown(index: Index, beside: dict[str, Index]) -> Shown:
@@ -33,43 +34,55 @@ def shown(index: Index, beside: dict[str, Index]) -> Shown:
     return Shown(index=index, beside=beside, lists=Lists(index), labels=Labels(index))
 
 
+def answered(this: Shown, name: str, asked: Asked) -> dict[str, Any]:
+    """Return the answer to a question, the one from before where nothing changed since."""
+    if name not in OF_THE_TABLES or this.index.read < this.index.wanted:
+        return QUESTIONS[name](this, asked)
+    state = tuple((index.version, index.looks) for index in (this.index, *this.beside.values()))
+    key = (name, tuple(sorted(asked.items())), state)
+    if key not in this.remembered:
+        if len(this.remembered) >= MOST_REMEMBERED:
+            this.remembered.clear()
+        this.remembered[key] = QUESTIONS[name](this, asked)
+    return this.remembered[key]
+
+
 def name_of(index: Index) -> str:
     """Return the last part of a root's address: the rest of it is nobody's business."""
     return index.root.url.rstrip("/").rsplit("/", 1)[-1] or "root"
 
 
+def progress(this: Shown, asked: Asked) -> dict[str, Any]:
+    index = this.index
+    return {"fragments_read": index.read, "fragments": index.wanted, "error": index.error}
+
+
 def overview(this: Shown, asked: Asked) -> dict[str, Any]:
     index = this.index
-    frequent = {
-        name: [
-            row[0]
-            for row in index.rows(
-                f"SELECT {name} FROM board WHERE {name} <> '' GROUP BY 1 ORDER BY count(*) DESC LIMIT 100"
-            )
-        ]
-        for name in ("source", "language", "stage", "reason", "kind")
-    }
-    sliderless = [
-        f"cut-off {setting} has no slider: it is no comparison with one limit" for setting in without_slider()
-    ]
-    unchecked = index.rows("SELECT count(*) FROM board WHERE hidden AND reason IS DISTINCT FROM 'blocklist'")[0][0]
+    rows, unchecked = index.rows(
+        "SELECT count(*), count(*) FILTER (hidden AND reason IS DISTINCT FROM 'blocklist') FROM board"
+    )[0]
+    notes = [f"cut-off {setting} has no slider: it is no comparison with one limit" for setting in without_slider()]
     if unchecked:
-        sliderless.append(
+        notes.append(
             f"{unchecked:,} samples have not been compared with the blocklists and are not shown: run "
             "python pipelines/score.py, or start with --show_unchecked true"
         )
     return {
         "name": name_of(index),
         "beside": list(this.beside),
-        "rows": index.rows("SELECT count(*) FROM board")[0][0],
-        "fragments_read": index.read,
-        "fragments": index.wanted,
-        "error": index.error,
+        "rows": rows,
+        **progress(this, asked),
         "tables": [{"table": t.name, "state": t.state, "told": t.told} for t in index.tables.values()],
-        "notes": [*index.notes, *sliderless],
-        "values": frequent,
+        "notes": [*index.notes, *notes],
+        "values": {name: _values(index, name) for name in ("source", "language", "stage", "reason", "kind")},
         "numbers": distributions.listed(index)["numbers"],
     }
+
+
+def _values(index: Index, name: str) -> list[str]:
+    query = f"SELECT {name} FROM board WHERE {name} <> '' GROUP BY {name} ORDER BY count(*) DESC, {name} LIMIT 100"
+    return [row[0] for row in index.rows(query)]
 
 
 def funnel(this: Shown, asked: Asked) -> dict[str, Any]:
@@ -165,6 +178,7 @@ def training_points(this: Shown, asked: Asked) -> dict[str, Any]:
 
 
 QUESTIONS: dict[str, Callable[[Shown, Asked], dict[str, Any]]] = {
+    "progress": progress,
     "overview": overview,
     "funnel": funnel,
     "split": funnel_split,
@@ -184,5 +198,8 @@ QUESTIONS: dict[str, Callable[[Shown, Asked], dict[str, Any]]] = {
     "training-runs": training_runs,
     "training-points": training_points,
 }
+OF_THE_TABLES = ("overview", "funnel", "split", "histogram", "most-frequent", "sliders")
+"""Questions whose answers stay the same as long as the tables do."""
+MOST_REMEMBERED = 200
 FILTERS = (*EQUAL, "kept", "bucket", "text", "score", "low", "high", "sort", "descending")
 """What `samples` takes, for the docs and the tests."""

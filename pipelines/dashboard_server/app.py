@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from curate.image import UnreadableImage
 from pipelines.dashboard_server import what_if
-from pipelines.dashboard_server.answers import QUESTIONS, Shown
+from pipelines.dashboard_server.answers import QUESTIONS, Shown, answered
 from pipelines.dashboard_server.filters import whole
 from pipelines.dashboard_server.pictures import SIDES_PX, NotShown, Pictures
 from pipelines.dashboard_server.security import Guard
@@ -37,7 +37,7 @@ def application(this: Shown, *, names: tuple[str, ...], token: str | None, max_m
     routes = [
         Route("/", _file("index.html")),
         *(Route(f"/page/{path.name}", _file(path.name)) for path in sorted(PAGE.iterdir()) if path.suffix in KINDS),
-        *(Route(f"/api/{name}", _answered(this, answer)) for name, answer in QUESTIONS.items()),
+        *(Route(f"/api/{name}", _answered(this, name)) for name in QUESTIONS),
         Route("/picture/{number:int}", _picture(pictures)),
         Route("/drawn", _drawn(this)),
         Route("/api/label", _posted(lambda said: _label(this, said)), methods=["POST"]),
@@ -56,9 +56,9 @@ def _file(name: str) -> Any:
     return serve
 
 
-def _answered(this: Shown, answer: Callable[..., dict[str, Any]]) -> Any:
+def _answered(this: Shown, name: str) -> Any:
     async def serve(request: Request) -> Response:
-        return await _told(lambda: answer(this, request.query_params))
+        return await _told(lambda: answered(this, name, request.query_params))
 
     return serve
 

@@ -70,11 +70,19 @@ def recorded(root: Root) -> dict[str, Any]:
     return asdict(SelectionConfig()) | ((manifest or {}).get("settings") or {})
 
 
+def can_be_off(setting: str) -> bool:
+    """Return whether null switches a cut-off off."""
+    return "None" in str(SelectionConfig.__dataclass_fields__[setting].type)
+
+
 def checked(values: dict[str, float | None], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with these limits; raises ValueError naming what is wrong."""
     known = SelectionConfig.__dataclass_fields__
     whole = {name for name, field in known.items() if str(field.type).startswith("int")}
     given = {name: int(value) if name in whole and value is not None else value for name, value in values.items()}
+    for name, value in given.items():
+        if value is None and not can_be_off(name):
+            raise ValueError(f"{name} = off: selection always has this cut-off; give a number")
     said: dict[str, Any] = {name: value for name, value in (settings | given).items() if name in known}
     plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
     SelectionConfig(**plain)

@@ -77,16 +77,21 @@ def most_frequent(index: Index, name: str) -> dict[str, Any]:
     """Return the most frequent values of a column of words with kept and dropped rows, and how many are not shown."""
     one_of("name", name, WORDS)
     counted = index.rows(
-        f"""SELECT {name}::VARCHAR AS value, count(*) AS rows, count(*) FILTER (keep), count(*) FILTER (keep = false)
-        FROM board WHERE {name} IS NOT NULL AND {name}::VARCHAR <> '' GROUP BY value ORDER BY rows DESC, value""",
+        f"""WITH grouped AS (
+            SELECT {name}::VARCHAR AS value, count(*) AS rows, count(*) FILTER (keep) AS kept,
+                count(*) FILTER (keep = false) AS dropped
+            FROM board WHERE {name} IS NOT NULL AND {name}::VARCHAR <> '' GROUP BY value)
+        SELECT *, count(*) OVER (), sum(rows) OVER ()::BIGINT FROM grouped ORDER BY rows DESC, value LIMIT ?""",
+        [MOST_SHOWN],
     )
     values = [
         {"value": _bucket_name(index, value) if name == "bucket" else value, "key": value}
         | {"rows": rows, "kept": kept, "dropped": dropped}
-        for value, rows, kept, dropped in counted[:MOST_SHOWN]
+        for value, rows, kept, dropped, _, _ in counted
     ]
-    rest = counted[MOST_SHOWN:]
-    return {"name": name, "values": values, "others": len(rest), "rows_of_others": sum(row[1] for row in rest)}
+    kinds, total = counted[0][4:] if counted else (0, 0)
+    shown = sum(value["rows"] for value in values)
+    return {"name": name, "values": values, "others": kinds - len(values), "rows_of_others": total - shown}
 
 
 def _bucket_name(index: Index, place: str) -> str:

@@ -81,7 +81,9 @@ class Index:
         self.numbers: dict[str, Number] = {}
         self.notes: list[str] = []
         self.error: str | None = None
-        self.version = 0
+        self.version = self.looks = 0
+        self._derived: dict[str, int] = {}
+        self._deriving = threading.Lock()
         self.read = self.wanted = 0
 
     def look(self) -> None:
@@ -95,6 +97,7 @@ class Index:
             self.notes = _notes(self.root, self.tables)
             self._prepare()
             self._stale()
+            self.looks += 1
 
     def refresh(self) -> None:
         """Read what is new or was made again; what is gone is removed."""
@@ -109,6 +112,15 @@ class Index:
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
             raise
+
+    def derive(self, table: str, query: str) -> None:
+        """Make a table from the board, unless it was made from the board as it is now."""
+        with self._deriving:
+            version = self.version
+            if self._derived.get(table) != version:
+                with self.database.cursor() as cursor:
+                    cursor.execute(f"CREATE OR REPLACE TABLE {table} AS {query}")
+                self._derived[table] = version
 
     def close(self) -> None:
         """Let go of the database, and of its file where it is a temporary one."""

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from curate.config_file import as_dict
-from pipelines.dashboard_server.cut_off_list import checked, limits, recorded
+from pipelines.dashboard_server.cut_off_list import can_be_off, checked, limits, recorded
 from pipelines.dashboard_server.filters import number
 from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.tables import readable
@@ -28,6 +28,7 @@ def sliders(index: Index) -> list[dict[str, Any]]:
         said = {"setting": limit.setting, "reason": limit.reason, "meaning": limit.meaning, "rows": rows}
         said |= {"drops": "below" if limit.is_minimum else "above", "recorded": index.settings.get(limit.setting)}
         said |= {"low": low, "high": high, "lowest": lowest, "highest": highest, "column": limit.column}
+        said |= {"can_be_off": can_be_off(limit.setting)}
         found.append(said)
     return found
 

@@ -43,9 +43,19 @@ def serving(*flags: str) -> Iterator[str]:
         process.stderr.close()
 
 
+@contextmanager
+def visiting(browser: Browser, root: str) -> Iterator[str]:
+    """Serve a root for one test; the browser leaves it before the server ends."""
+    with serving("--root", root) as address:
+        try:
+            yield address
+        finally:
+            browser.driver.get("about:blank")
+
+
 def _wait_until_read(address: str) -> None:
     while True:
-        with urlopen(f"{address}api/overview", timeout=30) as answer:
+        with urlopen(f"{address}api/progress", timeout=30) as answer:
             said = json.loads(answer.read())
         assert said["error"] is None
         if said["fragments_read"] == said["fragments"]:

@@ -11,7 +11,7 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
-from tests.dashboard.conftest import serving
+from tests.dashboard.conftest import serving, visiting
 from tests.dashboard.made_root import BLOCKED, COPY, HOSTILE, HOSTILE_AT, ROWS, UNSAFE, uid, write_root, write_training
 from tests.pipelines.small_run import run
 
@@ -91,7 +91,7 @@ def test_a_typed_value_and_a_slider_count_as_duckdb_does(browser, address, made_
 
 def test_save_as_config(browser, tmp_path):
     write_root(str(tmp_path / "root"), rows=20)
-    with serving("--root", str(tmp_path / "root")) as address:
+    with visiting(browser, str(tmp_path / "root")) as address:
         browser.open(f"{address}#/what-if")
         typed = browser.driver.find_element(By.ID, "typed-min_aesthetic")
         typed.clear()
@@ -122,7 +122,7 @@ def test_unsafe_is_blurred_until_clicked(browser, address):
 
 def test_the_grid_jumps_to_any_place(browser, tmp_path):
     write_root(str(tmp_path), rows=700)
-    with serving("--root", str(tmp_path)) as address:
+    with visiting(browser, str(tmp_path)) as address:
         browser.open(f"{address}#/browse?sort=aesthetic")
         jump = browser.driver.find_element(By.NAME, "jump")
         jump.send_keys("600\n")
@@ -137,7 +137,7 @@ def test_the_grid_jumps_to_any_place(browser, tmp_path):
 
 def test_labels_are_written_by_keyboard(browser, tmp_path):
     write_root(str(tmp_path), rows=30)
-    with serving("--root", str(tmp_path)) as address:
+    with visiting(browser, str(tmp_path)) as address:
         browser.open(f"{address}#/labelling?score=aesthetic")
         seen = []
         for key in "gbgs":
@@ -153,7 +153,7 @@ def test_labels_are_written_by_keyboard(browser, tmp_path):
 def test_training_asks_for_new_points_only(browser, tmp_path):
     write_root(str(tmp_path), rows=20)
     metrics = write_training(tmp_path, "base", 30)
-    with serving("--root", str(tmp_path)) as address:
+    with visiting(browser, str(tmp_path)) as address:
         browser.open(f"{address}#/training")
         browser.until("document.querySelectorAll('[data-series=loss] svg').length === 1")
         size = metrics.stat().st_size
@@ -185,7 +185,7 @@ def test_a_missing_table_is_told(browser, tmp_path):
     root = write_root(str(tmp_path), rows=20)
     for table in ("duplicates", "selection"):
         root.remove(f"tables/{table}", recursive=True)
-    with serving("--root", str(tmp_path)) as address:
+    with visiting(browser, str(tmp_path)) as address:
         browser.open(f"{address}#/duplicates")
         assert "table duplicates is not there yet: run python pipelines/dedup.py" in browser.text()
         assert "no cluster has two members" in browser.text()

@@ -49,6 +49,7 @@ from tests.dashboard.made_root import (
     write_training,
 )
 from tests.pipelines.small_run import run
+from tests.test_imports import names_importing
 
 
 class Client:
@@ -561,3 +562,11 @@ def test_no_page_writes_markup():
         if path.name != "vega.js":
             text = path.read_text()
             assert not any(word in text for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "eval(")), path
+
+
+def test_only_the_dashboard_imports_a_web_server():
+    found = names_importing("starlette") | names_importing("uvicorn")
+    assert {
+        name for name in found if not name.startswith(("pipelines/dashboard_server/", "pipelines/dashboard.py"))
+    } == set()
+    assert "pipelines/dashboard_server/app.py" in found
