@@ -12,6 +12,7 @@ from pipelines.dashboard_server.index import Index
 BINS = 40
 TAIL = 0.005
 """Share of the values on each side that goes into the bins for outliers."""
+QUANTILE_ROWS = 200_000
 WORDS = {
     "source": "source",
     "host": "domain",
@@ -35,11 +36,7 @@ def listed(index: Index) -> dict[str, Any]:
 def histogram(index: Index, name: str) -> dict[str, Any]:
     """Return bins [low, high) with kept and dropped rows; the first and the last have open ends, with the outliers."""
     one_of("name", name, {*index.numbers, *OTHER_NUMBERS})
-    lowest, highest, low, high, count, whole = index.rows(
-        f"""SELECT min(v), max(v), approx_quantile(v, {TAIL}), approx_quantile(v, {1 - TAIL}), count(v),
-            coalesce(bool_and(v = floor(v)), false)
-        FROM (SELECT "{name}"::DOUBLE AS v FROM board)"""
-    )[0]
+    lowest, highest, low, high, count, whole = span(index, f'"{name}"', TAIL)
     cut = next((limit for limit in limits() if limit.column == name), None)
     said: dict[str, Any] = {"name": name, "rows": count, "lowest": lowest, "highest": highest, "bins": []}
     said["cut_off"] = None if cut is None else index.settings.get(cut.setting)
@@ -61,6 +58,20 @@ def histogram(index: Index, name: str) -> dict[str, Any]:
             edges = {"low": low + BINS * width, "high": highest}
         said["bins"].append(edges | {"place": place, "kept": kept, "dropped": dropped, "undecided": undecided})
     return said | {"low": low, "width": width}
+
+
+def span(index: Index, value_sql: str, tail: float, condition: str = "true") -> tuple[Any, ...]:
+    """Return smallest and largest value, the quantiles `tail` and 1 - `tail`, the count, and whether all are whole.
+
+    Above QUANTILE_ROWS rows the quantiles are of every n-th row: they only say where an axis begins and ends.
+    """
+    every = max(1, index.rows("SELECT count(*) FROM board")[0][0] // QUANTILE_ROWS)
+    quantiles = [f"approx_quantile(v, {at}) FILTER (number % {every} = 0)" for at in (tail, 1 - tail)]
+    return index.rows(
+        f"""SELECT min(v), max(v), coalesce({quantiles[0]}, min(v)), coalesce({quantiles[1]}, max(v)), count(v),
+            coalesce(bool_and(v = floor(v)), false)
+        FROM (SELECT ({value_sql})::DOUBLE AS v, number FROM board WHERE {condition})"""
+    )[0]
 
 
 def _grid(low: float, high: float, lowest: float, whole: bool) -> tuple[float, float]:

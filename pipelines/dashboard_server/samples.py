@@ -60,7 +60,9 @@ def like(index: Index, uid: str) -> dict[str, Any]:
         best = [pair for pair in best if pair[1] != uid][:NEAREST]
         if compared >= MOST_COMPARED:
             break
-    total = index.rows("SELECT count(*) FROM board WHERE shard IS NOT NULL")[0][0]
+    total = index.rows("SELECT count(*) FROM board WHERE shard IS NOT NULL AND early_stage IS DISTINCT FROM 'embed'")[
+        0
+    ][0]
     return {"tiles": _with_cosines(index, best), "compared": compared, "of": total}
 
 

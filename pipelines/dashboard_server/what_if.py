@@ -9,11 +9,14 @@ import yaml
 
 from curate.config_file import as_dict
 from pipelines.dashboard_server.cut_off_list import can_be_off, checked, limits, recorded
+from pipelines.dashboard_server.distributions import span
 from pipelines.dashboard_server.filters import number
 from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.tables import readable
 
 OFF = "off"
+SLIDER_TAIL = 0.001
+"""Share of the values on each side that a slider does not reach; a typed value does."""
 FOLDER = "what_if"
 
 
@@ -21,10 +24,7 @@ def sliders(index: Index) -> list[dict[str, Any]]:
     """Return each cut-off with its recorded value and the span in which nearly all values lie."""
     found = []
     for limit in limits():
-        low, high, lowest, highest, rows = index.rows(
-            f"""SELECT approx_quantile(v, 0.001), approx_quantile(v, 0.999), min(v), max(v), count(v)
-            FROM (SELECT ({limit.value_sql})::DOUBLE AS v FROM board WHERE meets_cut_offs)"""
-        )[0]
+        lowest, highest, low, high, rows, _ = span(index, limit.value_sql, SLIDER_TAIL, "meets_cut_offs")
         said = {"setting": limit.setting, "reason": limit.reason, "meaning": limit.meaning, "rows": rows}
         said |= {"drops": "below" if limit.is_minimum else "above", "recorded": index.settings.get(limit.setting)}
         said |= {"low": low, "high": high, "lowest": lowest, "highest": highest, "column": limit.column}
