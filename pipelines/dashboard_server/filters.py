@@ -1,0 +1,65 @@
+"""Which samples are meant: a fixed set of conditions, whose values go in as parameters and never as SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.dashboard_server.index import Index
+
+EQUAL = ("source", "language", "host", "license", "format", "stage", "reason", "kind", "cluster_id")
+SHOWN = "NOT hidden"
+"""Hits of a blocklist, and what has not been compared with one, are in no list."""
+
+
+def where(index: Index, asked: Mapping[str, str]) -> tuple[str, list[Any]]:
+    """Return the condition and its parameters; raises ValueError for a value that makes no sense."""
+    conditions: list[str] = [SHOWN]
+    values: list[Any] = []
+    for name in EQUAL:
+        if asked.get(name):
+            conditions.append(f"{name} = ?")
+            values.append(asked[name])
+    kept = asked.get("kept")
+    if kept:
+        conditions.append({"yes": "keep", "no": "NOT keep"}[one_of("kept", kept, ("yes", "no"))])
+    if asked.get("bucket"):
+        conditions.append("bucket = ?")
+        values.append(int(number("bucket", asked["bucket"])))
+    if asked.get("text"):
+        conditions.append("contains(lower(coalesce(caption_clean, caption)), lower(?))")
+        values.append(asked["text"])
+    score = asked.get("score")
+    if score:
+        column = one_of("score", score, index.numbers)
+        for name, sign in (("low", ">="), ("high", "<=")):
+            if asked.get(name):
+                conditions.append(f'"{column}" {sign} ?')
+                values.append(number(name, asked[name]))
+    return " AND ".join(conditions), values
+
+
+def one_of(name: str, value: str, known: Any) -> str:
+    """Return the value; raises ValueError where it is not one of those."""
+    if value not in known:
+        raise ValueError(f"{name} = {value!r}: must be one of {', '.join(sorted(known))}")
+    return value
+
+
+def number(name: str, value: str) -> float:
+    """Return a finite number; raises ValueError naming the field."""
+    try:
+        found = float(value)
+    except ValueError:
+        raise ValueError(f"{name} = {value!r}: must be a number") from None
+    if found != found or found in (float("inf"), float("-inf")):
+        raise ValueError(f"{name} = {value!r}: must be finite")
+    return found
+
+
+def whole(name: str, value: str, low: int, high: int) -> int:
+    """Return a whole number in low..high; raises ValueError naming the field."""
+    found = number(name, value)
+    if found != int(found) or not low <= found <= high:
+        raise ValueError(f"{name} = {value!r}: must be a whole number, {low}..{high}")
+    return int(found)
