@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.train.synthetic_root import write_clip
-from train.conditioning import TextEncoder, drop_text, encode_tokens, pad, time_ids
+from train.conditioning import TextEncoder, drop_text, encode_tokens, pad
 from train.config import TextTower, TrainConfig, UNetConfig
 from train.convert import text_model, write_tokenizer
+from train.micro_conditioning import time_ids
 from train.model import build_unet, meta_unet, output_layers, predict
 from train.recipes import base
 
@@ -97,7 +98,7 @@ def test_sizes_survive_a_bf16_network() -> None:
     unet.add_time_proj.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
     ids = torch.tensor([[1333.0, 513.0, 0.0, 0.0, 1024.0, 1024.0]])
     shapes = (torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 77, 80), torch.randn(1, 48))
-    predict(unet, *shapes, ids, torch.bfloat16)
+    predict(unet, torch.bfloat16, *shapes, ids)
     numbers, sinusoid = seen[0]
     assert numbers.tolist() == [1333.0, 513.0, 0.0, 0.0, 1024.0, 1024.0]
     assert sinusoid.dtype == torch.float32
@@ -109,7 +110,7 @@ def test_a_fresh_network_predicts_zero_and_learns() -> None:
     assert all(float(layer.weight.abs().sum()) == 0.0 for layer in output_layers(unet))
     assert len(list(output_layers(unet))) == 8 + 4 + 1  # res-blocks, transformers, final convolution
     shapes = (torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 77, 80), torch.randn(1, 48))
-    output = predict(unet, *shapes, torch.zeros(1, 6), torch.float32)
+    output = predict(unet, torch.float32, *shapes, torch.zeros(1, 6))
     assert float(output.abs().max()) == 0.0
     (output - 1).square().mean().backward()
     assert float(unet.conv_out.weight.grad.abs().max()) > 0.0

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from train.config import ObjectiveConfig
-from train.diffusion import add_noise, alphas_cumprod, draw, epsilon_loss, sample_latents
+from train.diffusion import add_noise, alphas_cumprod, draw, squared_error, sample_latents
 from train.recipes import refiner
 
 OBJECTIVE = ObjectiveConfig()
@@ -67,5 +67,5 @@ def test_latents_are_drawn_as_diffusers_draws_them() -> None:
 
 def test_loss_is_the_mean_square_of_each_sample() -> None:
     prediction, noise = np.random.default_rng(0).standard_normal((2, 3, 4, 5, 6))
-    losses = epsilon_loss(torch.from_numpy(prediction), torch.from_numpy(noise))
+    losses = squared_error(torch.from_numpy(prediction), torch.from_numpy(noise))
     assert np.allclose(losses.numpy(), ((prediction - noise) ** 2).mean(axis=(1, 2, 3)), atol=1e-6)
