@@ -250,7 +250,7 @@ def _weighted(table: pa.Table, weight: str) -> pa.Table:
             rows = relation.to_arrow_table()
         except duckdb.Error as error:
             raise ValueError(f"weight = {weight!r}: {str(error).splitlines()[0]}") from error
-    values = np.nan_to_num(rows.column("weight").to_numpy(), nan=0.0)
+    values = rows.column("weight").fill_null(0.0).to_numpy()
     if not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f"weight = {weight!r}: gives values below 0 or infinite; a weight is 0 or more")
     return rows.filter(pa.array(values > 0))

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from train.config import ObjectiveConfig
-from train.diffusion import add_noise, alphas_cumprod, draw, squared_error, sample_latents
+from train.diffusion import add_noise, alphas_cumprod, draw, sample_latents, squared_error
 from train.recipes import refiner
 
 OBJECTIVE = ObjectiveConfig()
