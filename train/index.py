@@ -14,12 +14,12 @@ import bisect
 import functools
 import json
 import os
+import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -46,6 +46,9 @@ ROW = np.dtype(
     ]
 )
 """One sample; a latent offset of -1 says that the variant (as it is, mirrored) was not encoded."""
+_FIELDS = struct.Struct("<16sIIqiiiifIqIIqq")
+"""The same for one row at a time, which numpy is slow at."""
+assert _FIELDS.size == ROW.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,29 +129,42 @@ class Index:
 
     def sample(self, row: int) -> Sample:
         """Return one row, read from disk."""
-        value = self.rows(row, 1)[0]
-        shard = self.shard_name(int(value["shard"]))
-        caption = _read(f"{self.folder}/captions.bin", int(value["caption_offset"]), int(value["caption_bytes"]))
+        (
+            uid,
+            shard,
+            num_bytes,
+            offset,
+            height_px,
+            width_px,
+            top_px,
+            left_px,
+            aesthetic,
+            caption_bytes,
+            caption_offset,
+            latent_shard,
+            latent_bytes,
+            *latent_offsets,
+        ) = _FIELDS.unpack(self._read("rows.bin", row * ROW.itemsize, ROW.itemsize))
+        still, mirrored = (
+            Member(shard=self.shard_name(latent_shard), offset=at, num_bytes=latent_bytes) if at >= 0 else None
+            for at in latent_offsets
+        )
         return Sample(
             row=row,
-            uid=value["uid"].tobytes().hex(),
-            caption=caption.decode(),
-            picture=Member(shard=shard, offset=int(value["offset"]), num_bytes=int(value["num_bytes"])),
-            latents=(self._latent(value, 0), self._latent(value, 1)),
+            uid=uid.hex(),
+            caption=self._read("captions.bin", caption_offset, caption_bytes).decode(),
+            picture=Member(shard=self.shard_name(shard), offset=offset, num_bytes=num_bytes),
+            latents=(still, mirrored),
             bucket_hw=self.group_of(row).bucket_hw,
-            original_hw=(int(value["original_height_px"]), int(value["original_width_px"])),
-            crop_top_px=int(value["crop_top_px"]),
-            crop_left_px=int(value["crop_left_px"]),
-            aesthetic=float(value["aesthetic"]),
+            original_hw=(height_px, width_px),
+            crop_top_px=top_px,
+            crop_left_px=left_px,
+            aesthetic=aesthetic,
         )
-
-    def rows(self, first: int, count: int) -> np.ndarray:
-        """Return neighbouring rows as they are stored, ROW (count,)."""
-        return np.frombuffer(_read(f"{self.folder}/rows.bin", first * ROW.itemsize, count * ROW.itemsize), ROW)
 
     def shard_name(self, number: int) -> str:
         """Return a shard's path, relative to the root."""
-        return _shard_name(self.folder, self.digest, number, self.shard_name_bytes)
+        return _shard_name(f"{self.folder}/shards.txt", self.digest, self.shard_name_bytes, number)
 
     def group_of(self, row: int) -> IndexGroup:
         """Return the group that a row lies in."""
@@ -158,12 +174,8 @@ class Index:
     def _first_rows(self) -> list[int]:
         return [group.first_row for group in self.groups]
 
-    def _latent(self, value: Any, variant: int) -> Member | None:
-        offset = int(value["latent_offsets"][variant])
-        if offset < 0:
-            return None
-        shard = self.shard_name(int(value["latent_shard"]))
-        return Member(shard=shard, offset=offset, num_bytes=int(value["latent_bytes"]))
+    def _read(self, name: str, offset: int, num_bytes: int) -> bytes:
+        return _pread(f"{self.folder}/{name}", self.digest, offset, num_bytes)
 
     def order_groups(self, mixing: dict[str, float] | None) -> tuple[Group, ...]:
         """Return the groups as the order wants them: weights and shares of the sources as exact repeats."""
@@ -210,20 +222,20 @@ def open_index(folder: str | Path) -> Index:
 
 
 @functools.lru_cache(maxsize=4096)
-def _shard_name(folder: str, digest: str, number: int, length: int) -> str:
-    return _read(f"{folder}/shards.txt", number * length, length).decode().rstrip()
+def _shard_name(path: str, digest: str, length: int, number: int) -> str:
+    return _pread(path, digest, number * length, length).decode().rstrip()
 
 
-def _read(path: str, offset: int, num_bytes: int) -> bytes:
-    data = os.pread(_descriptor(path, os.stat(path).st_ino), num_bytes, offset)
+def _pread(path: str, digest: str, offset: int, num_bytes: int) -> bytes:
+    data = os.pread(_descriptor(path, digest), num_bytes, offset)
     if len(data) != num_bytes:
         raise ValueError(f"{path}: {len(data)} bytes at {offset}, {num_bytes} expected; build the index again")
     return data
 
 
 @functools.lru_cache(maxsize=64)
-def _descriptor(path: str, inode: int) -> int:
-    """Return a descriptor that stays open; a file that was built again has another inode."""
+def _descriptor(path: str, digest: str) -> int:
+    """Return a descriptor that stays open; the file of other data is another one."""
     return os.open(path, os.O_RDONLY)
 
 
