@@ -13,11 +13,11 @@ from multiprocessing import get_context
 from typing import Any, BinaryIO, cast
 
 import fsspec
-import numpy as np
 from PIL import Image
 
 from curate.tar import BLOCK, index_tar
 from train.index import Index, Sample, open_index
+from train.samples import all_finite, array_of
 from train.shards import BadSample, ShardReader
 
 PROG = "train.data"
@@ -113,12 +113,12 @@ def _check_picture(data: bytes, sample: Sample) -> None:
 def _check_moments(data: bytes, sample: Sample) -> None:
     """Raise BadSample where the moments are no finite array in the aspect of the bucket."""
     try:
-        moments_CHW = np.load(io.BytesIO(data), allow_pickle=False)
+        moments_CHW = array_of(data)
     except ValueError as error:
         raise BadSample("corrupt", f"moments of {sample.uid}: {error}") from error
     height, width = sample.bucket_hw
     fits = moments_CHW.ndim == 3 and moments_CHW.shape[1] * width == moments_CHW.shape[2] * height
-    if not fits or not np.isfinite(moments_CHW).all():
+    if not fits or not all_finite(moments_CHW):
         raise BadSample("corrupt", f"moments of {sample.uid}: shape {moments_CHW.shape} for a picture {height}x{width}")
 
 
