@@ -96,7 +96,7 @@ def read_part(config: TrainConfig, source: Source, sample: Sample, visit: int) -
 
 def flips(augment: AugmentConfig, seed: int, visit: int, uid: str) -> bool:
     """Return whether the sample is mirrored at this visit."""
-    return bool(_rng(seed, _FLIP, visit, uid).random() < augment.flip_prob)
+    return key(seed, _FLIP, visit, int(uid[:16], 16)) < augment.flip_prob * 2.0**64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,4 +233,4 @@ def jitter(pixels_HWC: np.ndarray, strength: float, rng: np.random.Generator) ->
 
 
 def _rng(seed: int, purpose: int, visit: int, uid: str) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[key(seed, purpose, visit), int(uid[:16], 16)]))
+    return np.random.default_rng(key(seed, purpose, visit, int(uid[:16], 16)))
