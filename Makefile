@@ -44,6 +44,8 @@ bench: install peers
 	$(BIN)/python infra/bench/crawl.py
 	$(BIN)/python infra/bench/dump_ingest.py
 	$(BIN)/python infra/bench/dashboard.py
+	$(BIN)/python infra/bench/data_order.py
+	$(BIN)/python infra/bench/train_data.py
 
 # after a change of pyproject.toml
 lock: install

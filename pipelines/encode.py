@@ -44,10 +44,9 @@ def encode(runner: Runner) -> list[Report]:
 
 
 def _vae_facts(folder: str) -> dict[str, Any]:
-    from train.autoencoder import fingerprint, load_vae
+    from train.autoencoder import latent_facts, load_vae
 
-    vae = load_vae(folder)
-    return {"vae": folder, "vae_fingerprint": fingerprint(vae), "scaling_factor": float(vae.config.scaling_factor)}
+    return {"vae": folder, **latent_facts(load_vae(folder))}
 
 
 def _build(config: CurationConfig) -> Any:

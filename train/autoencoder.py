@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -50,6 +51,9 @@ class FitConfig:
         require(self.steps > 0, "fit.steps", self.steps, "must be at least 1")
         require(self.latent_channels >= 3, "fit.latent_channels", self.latent_channels, "must be at least 3")
 
+
+ENCODING = "mean and log-variance of pixels / 127.5 - 1, not scaled, float16, mirrored before encoding; 1"
+"""What the code of `pixels` and `encode_moments` does; its number is raised when that changes."""
 
 SDXL_VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -100,6 +104,38 @@ def fingerprint(vae: AutoencoderKL) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def latent_facts(vae: AutoencoderKL) -> dict[str, Any]:
+    """Return what decides the moments of a picture: the autoencoder, its scale and the version of this code."""
+    return {
+        "vae_fingerprint": fingerprint(vae),
+        "scaling_factor": float(vae.config.scaling_factor),
+        "latent_factor": latent_factor(vae),
+        "encoding": ENCODING,
+    }
+
+
+def latent_factor(vae: AutoencoderKL) -> int:
+    """Return the pixels of a picture for each latent pixel, along a side."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def check_latents(root: str, vae: AutoencoderKL) -> None:
+    """Raise ValueError where cached latents come from another autoencoder or other code than the configured one."""
+    path = f"{root}/latents/run.json"
+    try:
+        with fsspec.open(path, "rt") as file:
+            run = json.load(file)
+    except FileNotFoundError:
+        told = "not there; encode the latents (python pipelines/encode.py), or set source to images"
+        raise FileNotFoundError(f"{path}: {told}") from None
+    for name, wanted in latent_facts(vae).items():
+        if run.get(name) != wanted:
+            raise ValueError(
+                f"{root}/latents: {name} is {run.get(name)!r}, but the configured vae has {wanted!r};"
+                " encode the latents again (python pipelines/encode.py), or name the vae they were made with"
+            )
 
 
 def pixels(image: Image.Image) -> torch.Tensor:

@@ -1,30 +1,17 @@
-"""What the U-Net is told: text from frozen open_clip towers, and micro-conditioning numbers.
+"""What the U-Net is told in words: text from frozen open_clip towers.
 
-Shape legend: B batch, L tokens, D embedding width, T micro-conditioning numbers.
+Shape legend: B batch, L tokens, D embedding width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from curate.clip import load_clip, tokenizer
 from train.config import TextTower
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditioning:
-    """Everything beside noise and timestep that the U-Net sees."""
-
-    text_BLD: torch.Tensor
-    """Token embeddings, the towers side by side."""
-    pooled_BD: torch.Tensor
-    """Pooled embedding of the last tower."""
-    time_ids_BT: torch.Tensor
-    """Micro-conditioning numbers, fp32 until after the sinusoid."""
 
 
 class TextEncoder:
@@ -72,18 +59,6 @@ def drop_text(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Zero the text of the samples that lose it, as the pipelines' unconditional branch does."""
     return text_BLD.masked_fill(dropped_B[:, None, None], 0.0), pooled_BD.masked_fill(dropped_B[:, None], 0.0)
-
-
-def time_ids(
-    model: str,
-    original_hw: tuple[int, int],
-    crop_top_left: tuple[int, int],
-    target_hw: tuple[int, int],
-    aesthetic: float,
-) -> tuple[float, ...]:
-    """Return the base's (original, crop, target) or the refiner's (original, crop, aesthetic score)."""
-    tail = target_hw if model == "base" else (aesthetic,)
-    return tuple(float(value) for value in (*original_hw, *crop_top_left, *tail))
 
 
 def _text_half(tower: TextTower) -> Any:

@@ -71,10 +71,26 @@ class ObjectiveConfig:
     """Smallest timestep that is drawn."""
     timestep_high: int = 999
     """Largest timestep that is drawn, inclusive."""
+    prediction: Literal["epsilon", "v"] = "epsilon"
+    """What is predicted: the noise, or the velocity sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) latent."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that the last timestep is pure noise; needs prediction v."""
+    min_snr_gamma: float | None = None
+    """Cap of the signal-to-noise ratio in the weights of the loss (5 is usual); null weighs all timesteps alike."""
     offset_noise: float = 0.0
     """Standard deviation of noise that is constant over a channel."""
     conditioning_dropout: float = 0.1
-    """Share of samples whose text embeddings are zeroed, 0..1."""
+    """Share of samples that lose their text conditioning, 0..1."""
+    dropped_text: Literal["zeros", "empty"] = "zeros"
+    """What they get instead: embeddings of zeros, as SDXL's base expects them, or those of the empty caption."""
+    caption_dropout: float = 0.0
+    """Share of samples, beside these, whose caption is replaced by the empty one, 0..1."""
+    timestep_bias: float = 1.0
+    """How much likelier the timesteps of the biased range are drawn than the others; 1 draws all alike."""
+    timestep_bias_low: int | None = None
+    """First timestep of the biased range; null is the smallest that is drawn."""
+    timestep_bias_high: int | None = None
+    """Last timestep of the biased range, inclusive; null is the largest that is drawn."""
 
     def __post_init__(self) -> None:
         ordered = 0 <= self.timestep_low <= self.timestep_high < self.num_timesteps
@@ -82,6 +98,25 @@ class ObjectiveConfig:
         require(ordered, "objective.timestep_low, timestep_high", (self.timestep_low, self.timestep_high), fix)
         dropout = self.conditioning_dropout
         require(0 <= dropout < 1, "objective.conditioning_dropout", dropout, "must be 0 or more and below 1")
+        empty = self.caption_dropout
+        require(0 <= empty < 1, "objective.caption_dropout", empty, "must be 0 or more and below 1")
+        velocity = self.prediction == "v" or not self.zero_terminal_snr
+        fix = "epsilon says nothing about a sample of pure noise; set objective.prediction to v"
+        require(velocity, "objective.zero_terminal_snr", self.zero_terminal_snr, fix)
+        gamma = self.min_snr_gamma
+        require(gamma is None or gamma > 0, "objective.min_snr_gamma", gamma, "must be above 0, or null")
+        require(self.offset_noise >= 0, "objective.offset_noise", self.offset_noise, "must be 0 or more")
+        require(self.timestep_bias > 0, "objective.timestep_bias", self.timestep_bias, "must be above 0")
+        low, high = self.biased_range
+        inside = self.timestep_low <= low <= high <= self.timestep_high
+        fix = f"must lie in {self.timestep_low}..{self.timestep_high}"
+        require(inside, "objective.timestep_bias_low, timestep_bias_high", (low, high), fix)
+
+    @property
+    def biased_range(self) -> tuple[int, int]:
+        """First and last timestep that `timestep_bias` is about."""
+        low = self.timestep_low if self.timestep_bias_low is None else self.timestep_bias_low
+        return low, self.timestep_high if self.timestep_bias_high is None else self.timestep_bias_high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,17 +207,53 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How samples are read."""
+class OrderConfig:
+    """Which samples come together, and how often each source comes."""
 
-    threads: int = 8
-    """Threads that read and decode, on each rank."""
-    prefetch: int = 4
-    """Micro-batches that are read ahead."""
+    piece_rows: int = 512
+    """Neighbouring rows of the index that are read together."""
+    window_pieces: int = 64
+    """Pieces from all over a group whose rows are shuffled together."""
+    mixing: dict[str, float] | None = None
+    """Share of each source in an epoch (`{web: 0.7, photos: 0.3}`); null shows every row once."""
+    weight: str = "1"
+    """Sampling weight of a row, SQL on the columns of the shards table: how often an epoch shows it."""
 
     def __post_init__(self) -> None:
-        require(self.threads > 0, "loader.threads", self.threads, "must be at least 1")
-        require(self.prefetch > 0, "loader.prefetch", self.prefetch, "must be at least 1")
+        require(self.piece_rows > 0, "order.piece_rows", self.piece_rows, "must be at least 1")
+        require(self.window_pieces > 0, "order.window_pieces", self.window_pieces, "must be at least 1")
+        shares = (self.mixing or {}).values()
+        require(all(share > 0 for share in shares), "order.mixing", self.mixing, "each share must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How samples are read. Nothing here changes which samples a batch has."""
+
+    workers: int = 4
+    """Processes that read and decode, on each rank; 0 does it between the steps."""
+    threads: int = 8
+    """Threads that fetch blocks of remote shards ahead, on each rank."""
+    prefetch: int = 4
+    """Micro-batches that each worker prepares ahead."""
+    read_ahead_steps: int = 8
+    """Global batches whose blocks of remote shards are fetched ahead."""
+    cache_folder: str | None = None
+    """Local folder for blocks of remote shards, one for the ranks of a node; null is one in the temporary folder."""
+    cache_gb: float = 100.0
+    """Most that the cache holds, in 10^9 bytes."""
+    block_mb: int = 8
+    """Length of a block, in 10^6 bytes."""
+    max_bad_rate: float = 0.001
+    """Share of samples, 0..1, that may be missing, truncated or corrupt, counted over 10,000 samples or more."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 0, "loader.workers", self.workers, "must be 0 or more")
+        for name in ("threads", "prefetch", "read_ahead_steps", "block_mb"):
+            require(getattr(self, name) > 0, f"loader.{name}", getattr(self, name), "must be at least 1")
+        fits = self.cache_gb * 1000 >= 4 * self.block_mb
+        require(fits, "loader.cache_gb", self.cache_gb, f"must hold 4 blocks of {self.block_mb} MB or more")
+        require(0 <= self.max_bad_rate <= 1, "loader.max_bad_rate", self.max_bad_rate, "must be 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +269,7 @@ class TrainConfig:
     unet: UNetConfig
     """Shape of the U-Net."""
     init_from: str | None = None
-    """diffusers U-Net folder to start from; null starts from scratch."""
+    """diffusers U-Net folder, pipeline folder, or single-file .safetensors checkpoint; null starts from scratch."""
     text_towers: tuple[TextTower, ...]
     """Frozen text encoders; the last one gives the pooled embedding."""
     vae: str | None = None
@@ -213,6 +284,10 @@ class TrainConfig:
     """AdamW and schedule."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Flip and colour jitter."""
+    order: OrderConfig = field(default_factory=OrderConfig)
+    """The data order."""
+    index: str | None = None
+    """Local folder with the index, seen by all ranks; null is `<root>/index`, or `<out>/index` for a remote root."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Reading."""
     steps: int = 600_000
@@ -269,6 +344,11 @@ class TrainConfig:
         """The root, after `check_runnable`."""
         assert self.root is not None
         return self.root
+
+    @property
+    def index_parent(self) -> str:
+        """Folder with an index for each split."""
+        return self.index or (f"{self.out_folder}/index" if "://" in self.data_root else f"{self.root}/index")
 
     @property
     def vae_folder(self) -> str:

@@ -1,28 +1,40 @@
-"""The loader: the samples of each micro-batch, read by offset, decoded by threads and read ahead.
+"""The loader: the micro-batches of one rank from any step on, read and decoded by worker processes.
 
-Shape legend: B batch, C channels, H and W height and width (of pictures in px, of moments in latent pixels).
+    python -m train.data --root ROOT --check     reads every shard and every entry of the index
+
+Shape legend: B batch, C channels, H and W height and width (of pictures in px, of moments in latent pixels),
+T micro-conditioning numbers.
 """
 
 from __future__ import annotations
 
-import io
-from collections import deque
+import json
+import multiprocessing
+import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import fsspec
 import numpy as np
 import torch
-from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
-from train.conditioning import time_ids
-from train.config import AugmentConfig, TrainConfig
-from train.index import Index, Member, Sample, read_latent_members
-from train.order import Order, Pick, rank_positions
+from train.config import TrainConfig
+from train.index import Index, Sample
+from train.order import Order, Picks, rank_positions
+from train.samples import Bad, LatentSource, Part, Source, read_pick
+from train.shards import ShardReader
 
-_FLIP, _JITTER = 11, 12
+BAD_RATE_SAMPLES = 10_000
+"""Samples over which `max_bad_rate` is counted at least."""
+
+
+class TooManyBad(ValueError):
+    """More samples are missing, truncated or corrupt than the settings allow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +52,41 @@ class Batch:
     time_ids_BT: torch.Tensor
     """Micro-conditioning, fp32."""
     arrays_BCHW: torch.Tensor
-    """Posterior moments (source latents) or pictures in -1..1 (source images)."""
+    """Posterior moments (source latents), or pictures as uint8 (source images)."""
+    bad: tuple[Bad, ...] = ()
+    """Samples for which others stand in."""
 
 
-class Source(Protocol):
-    """Reads what the network sees of one sample."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a worker is asked for: places of a global batch, and which rows they hold."""
 
-    def read(self, sample: Sample, flipped: bool, epoch: int) -> np.ndarray:
-        """Return the CHW array of the sample, mirrored where asked for."""
+    step: int
+    positions: tuple[int, ...]
+    rows: tuple[int, ...]
+    visits: tuple[int, ...]
 
 
 class Loader:
-    """Yields the micro-batches of one rank from any step on."""
+    """Yields the micro-batches of one rank from any step on; which ones is a function of (settings, step) alone."""
 
-    def __init__(self, config: TrainConfig, index: Index, source: Source, *, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        index: Index,
+        source: Source,
+        *,
+        rank: int,
+        world_size: int,
+        bad_log: Path | None = None,
+    ) -> None:
         self.index = index
-        self.order = Order(buckets=index.buckets(), global_batch=config.batch.global_batch, seed=config.seed)
+        self.order = order_of(config, index)
+        self.bad: Counter[str] = Counter()
+        self.samples_seen = 0
         self._config = config
         self._source = source
+        self._bad_log = bad_log
         self._places = rank_positions(
             rank=rank,
             world_size=world_size,
@@ -66,49 +95,141 @@ class Loader:
         )
 
     def micro_batches(self, first_step: int) -> Iterator[Batch]:
-        """Yield the rank's micro-batches of `first_step`, of the next step, and so on up to the last step."""
-        with ThreadPoolExecutor(self._config.loader.threads, thread_name_prefix="read") as pool:
-            ahead: deque[_Pending] = deque()
-            for pending in self._plan(first_step, pool):
-                ahead.append(pending)
-                if len(ahead) > self._config.loader.prefetch:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+        """Yield the rank's micro-batches of `first_step`, of the next step, and so on up to the last step.
 
-    def _plan(self, first_step: int, pool: ThreadPoolExecutor) -> Iterator[_Pending]:
+        Raises TooManyBad where the rate of bad samples is above the configured one.
+        """
+        loader = self._config.loader
+        ahead = ReadAhead(self, first_step)
+        workers: dict[str, Any] = {"num_workers": loader.workers}
+        if loader.workers:
+            workers |= {
+                "prefetch_factor": loader.prefetch,
+                "multiprocessing_context": _forkserver(),
+                "worker_init_fn": _one_thread,
+            }
+        reading = _Reading(self._config, self.index, self._source)
+        tasks = self._tasks(first_step, ahead)
+        try:
+            for batch in DataLoader(reading, sampler=tasks, batch_size=None, collate_fn=_as_it_is, **workers):
+                self._count(batch)
+                yield batch
+        finally:
+            ahead.stop()
+
+    def picks(self, step: int) -> Picks:
+        """Return this rank's samples of a step, in the order of its places."""
+        picks = self.order.batch(step)
+        mine = [place for places in self._places for place in places]
+        return Picks(rows=picks.rows[mine], visits=picks.visits[mine])
+
+    def members(self, sample: Sample) -> list[Any]:
+        """Return the stretches of shards that may be read for a sample."""
+        if isinstance(self._source, LatentSource):
+            return [member for member in sample.latents if member is not None]
+        return [sample.picture]
+
+    @property
+    def remote_reader(self) -> ShardReader | None:
+        """The reader whose blocks can be fetched ahead; None for a local root."""
+        reader = getattr(self._source, "reader", None)
+        return reader if reader is not None and reader.cache is not None else None
+
+    def _tasks(self, first_step: int, ahead: ReadAhead) -> Iterator[Task]:
         for step in range(first_step, self._config.steps):
+            ahead.reached(step)
             picks = self.order.batch(step)
             for positions in self._places:
-                parts = [pool.submit(self.part, picks[position]) for position in positions]
-                yield _Pending(step=step, positions=positions, parts=parts)
+                chosen = list(positions)
+                yield Task(
+                    step=step,
+                    positions=positions,
+                    rows=tuple(picks.rows[chosen].tolist()),
+                    visits=tuple(picks.visits[chosen].tolist()),
+                )
 
-    def part(self, pick: Pick) -> Part:
-        """Read one sample as (seed, epoch, uid) says."""
-        return read_part(self._config, self._source, self.index.sample(pick.row), pick.epoch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One sample of a micro-batch."""
-
-    sample: Sample
-    """Its row."""
-    time_ids: tuple[float, ...]
-    """Its micro-conditioning, the crop mirrored with the picture."""
-    array_CHW: np.ndarray
-    """Its moments or picture."""
-
-
-def read_part(config: TrainConfig, source: Source, sample: Sample, epoch: int) -> Part:
-    """Return the sample as it is seen in `epoch`; flip and jitter are functions of (seed, epoch, uid)."""
-    flipped = flips(config.augment, config.seed, epoch, sample.uid)
-    left_px = mirrored_crop_left_px(sample) if flipped else sample.crop_left_px
-    ids = time_ids(config.model, sample.original_hw, (sample.crop_top_px, left_px), sample.bucket_hw, sample.aesthetic)
-    return Part(sample=sample, time_ids=ids, array_CHW=source.read(sample, flipped, epoch))
+    def _count(self, batch: Batch) -> None:
+        self.samples_seen += len(batch.positions)
+        if not batch.bad:
+            return
+        self.bad.update(bad.reason for bad in batch.bad)
+        if self._bad_log is not None:
+            self._bad_log.parent.mkdir(parents=True, exist_ok=True)
+            with self._bad_log.open("a") as file:
+                file.writelines(json.dumps({"step": batch.step, **asdict(bad)}) + "\n" for bad in batch.bad)
+        allowed = self._config.loader.max_bad_rate * max(self.samples_seen, BAD_RATE_SAMPLES)
+        if self.bad.total() > allowed:
+            raise TooManyBad(
+                f"loader.max_bad_rate = {self._config.loader.max_bad_rate}: {self.bad.total()} of {self.samples_seen}"
+                f" samples are bad ({dict(self.bad)}), the last one: {batch.bad[-1].message};"
+                f" look with python -m train.data --root {self._config.root} --check"
+            )
 
 
-def collate(step: int, positions: tuple[int, ...], parts: list[Part]) -> Batch:
+class ReadAhead:
+    """Fetches the blocks that the coming steps of a remote root need, some steps ahead of the workers."""
+
+    def __init__(self, loader: Loader, first_step: int) -> None:
+        self._loader = loader
+        self._config = loader._config
+        self._reader = loader.remote_reader
+        self._step = first_step
+        self._moved = threading.Condition()
+        self._stopped = False
+        if self._reader is not None:
+            threading.Thread(target=self._run, args=(first_step,), name="read-ahead", daemon=True).start()
+
+    def reached(self, step: int) -> None:
+        """Say which step the workers are asked for now."""
+        with self._moved:
+            self._step = step
+            self._moved.notify()
+
+    def stop(self) -> None:
+        """End the thread after the blocks it is fetching."""
+        with self._moved:
+            self._stopped = True
+            self._moved.notify()
+
+    def _run(self, step: int) -> None:
+        with ThreadPoolExecutor(self._config.loader.threads, thread_name_prefix="fetch") as pool:
+            while step < self._config.steps and self._wait_for(step):
+                samples = [self._loader.index.sample(int(row)) for row in self._loader.picks(step).rows]
+                members = [member for sample in samples for member in self._loader.members(sample)]
+                list(pool.map(self._warm, _one_for_each_block(self._reader, members)))
+                step += 1
+
+    def _warm(self, member: Any) -> None:
+        assert self._reader is not None
+        try:
+            self._reader.warm(member)
+        except OSError as error:  # the worker that needs the block asks again, and its error counts
+            print(f"read ahead: {member.shard}: {error}", file=sys.stderr, flush=True)
+
+    def _wait_for(self, step: int) -> bool:
+        """Return True when the step is near enough, False when all is over."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._stopped or step < self._step + self._config.loader.read_ahead_steps)
+            return not self._stopped
+
+
+def order_of(config: TrainConfig, index: Index) -> Order:
+    """Return the order of a split under these settings."""
+    return Order(
+        groups=index.order_groups(config.order.mixing),
+        global_batch=config.batch.global_batch,
+        seed=config.seed,
+        piece_rows=config.order.piece_rows,
+        window_pieces=config.order.window_pieces,
+    )
+
+
+def dropped(order: Order, index: Index) -> int:
+    """Return how many rows of the index no stream of the order reaches."""
+    return len(index) - sum(group.num_rows for group in order.groups)
+
+
+def collate(step: int, positions: tuple[int, ...], parts: list[Part], bad: tuple[Bad, ...] = ()) -> Batch:
     """Stack samples into a micro-batch."""
     return Batch(
         step=step,
@@ -117,95 +238,50 @@ def collate(step: int, positions: tuple[int, ...], parts: list[Part]) -> Batch:
         captions=tuple(part.sample.caption for part in parts),
         time_ids_BT=torch.tensor([part.time_ids for part in parts], dtype=torch.float32),
         arrays_BCHW=torch.from_numpy(np.stack([part.array_CHW for part in parts])),
+        bad=bad,
     )
 
 
-def flips(augment: AugmentConfig, seed: int, epoch: int, uid: str) -> bool:
-    """Return whether the sample is mirrored in this epoch."""
-    return bool(_rng(seed, _FLIP, epoch, uid).random() < augment.flip_prob)
+class _Reading(Dataset):
+    """What runs in a worker: a task in, a micro-batch out."""
+
+    def __init__(self, config: TrainConfig, index: Index, source: Source) -> None:
+        self._config, self._index, self._source = config, index, source
+
+    def __getitem__(self, task: Task) -> Batch:
+        read = [
+            read_pick(self._config, self._index, self._source, row, visit)
+            for row, visit in zip(task.rows, task.visits, strict=True)
+        ]
+        bad = tuple(one for _, found in read for one in found)
+        return collate(task.step, task.positions, [part for part, _ in read], bad)
 
 
-def mirrored_crop_left_px(sample: Sample) -> int:
-    """Return the crop's left edge in the mirrored picture: what was cut off at the right."""
-    scale = max(bucket / original for bucket, original in zip(sample.bucket_hw, sample.original_hw, strict=True))
-    resized_width_px = round(sample.original_hw[1] * scale)
-    return max(0, resized_width_px - sample.bucket_hw[1] - sample.crop_left_px)
+def _forkserver() -> Any:
+    """Workers come from a process without CUDA, threads and open connections, which has imported this module."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train.data"])
+    return context
 
 
-class LatentSource:
-    """Posterior moments from latent shards; the flip chooses the mirrored variant."""
+def _one_thread(_worker: int) -> None:
+    import cv2
 
-    def __init__(self, root: str, split: str) -> None:
-        self._reader = ShardReader(root)
-        self._members = read_latent_members(root, split)
-
-    def read(self, sample: Sample, flipped: bool, epoch: int) -> np.ndarray:
-        """Return the moments; raises ValueError where the variant was not encoded."""
-        member = self._members.get((sample.uid, int(flipped)))
-        if member is None:
-            raise ValueError(
-                f"tables/latents: no variant {int(flipped)} of sample {sample.uid};"
-                " encode with flip, or set augment.flip_prob to 0"
-            )
-        return np.load(io.BytesIO(self._reader.read(member)), allow_pickle=False).astype(np.float32)
+    cv2.setNumThreads(1)
 
 
-class ImageSource:
-    """Pictures from train shards, mirrored and lightly jittered."""
-
-    def __init__(self, root: str, augment: AugmentConfig, seed: int) -> None:
-        self._reader = ShardReader(root)
-        self._augment = augment
-        self._seed = seed
-
-    def read(self, sample: Sample, flipped: bool, epoch: int) -> np.ndarray:
-        """Return the picture in -1..1."""
-        member = Member(shard=sample.shard, offset=sample.offset, num_bytes=sample.num_bytes)
-        with Image.open(io.BytesIO(self._reader.read(member))) as image:
-            pixels_HWC = np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0
-        rng = _rng(self._seed, _JITTER, epoch, sample.uid)
-        pixels_HWC = jitter(pixels_HWC, self._augment.jitter, rng)
-        if flipped:
-            pixels_HWC = pixels_HWC[:, ::-1]
-        return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)) * 2.0 - 1.0
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
-def jitter(pixels_HWC: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the picture (0..1) with brightness, contrast and saturation each changed by up to `strength`."""
-    brightness, contrast, saturation = 1.0 + strength * rng.uniform(-1.0, 1.0, 3).astype(np.float32)
-    pixels_HWC = pixels_HWC * brightness
-    pixels_HWC = (pixels_HWC - pixels_HWC.mean()) * contrast + pixels_HWC.mean()
-    grey_HW1 = (pixels_HWC @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    return np.clip((pixels_HWC - grey_HW1) * saturation + grey_HW1, 0.0, 1.0)
+def _one_for_each_block(reader: ShardReader | None, members: list[Any]) -> list[Any]:
+    """Return members that together touch every block once."""
+    assert reader is not None and reader.cache is not None
+    first = {(member.shard, block): member for member in members for block in reader.cache.blocks(member)}
+    return list(dict.fromkeys(first.values()))
 
 
-class ShardReader:
-    """Reads members of tars by their offset, local or remote."""
+if __name__ == "__main__":
+    from train.check_data import main
 
-    def __init__(self, root: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(root)
-
-    def read(self, member: Member) -> bytes:
-        """Return the member's bytes; raises ValueError where the shard ends before them."""
-        path = f"{self._root}/{member.shard}"
-        data = self._fs.cat_file(path, start=member.offset, end=member.offset + member.num_bytes)
-        if len(data) != member.num_bytes:
-            raise ValueError(f"{path}: {len(data)} bytes at {member.offset}, the table says {member.num_bytes}")
-        return data
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pending:
-    """A micro-batch that is being read."""
-
-    step: int
-    positions: tuple[int, ...]
-    parts: list[Future[Part]]
-
-    def result(self) -> Batch:
-        """Wait for the samples."""
-        return collate(self.step, self.positions, [part.result() for part in self.parts])
-
-
-def _rng(seed: int, purpose: int, epoch: int, uid: str) -> np.random.Generator:
-    return np.random.default_rng((seed, purpose, epoch, int(uid, 16)))
+    sys.exit(main(sys.argv[1:]))

@@ -132,8 +132,9 @@ def scheduler_arguments(config: TrainConfig) -> dict[str, Any]:
         "beta_start": objective.beta_start,
         "beta_end": objective.beta_end,
         "beta_schedule": "scaled_linear",
-        "prediction_type": "epsilon",
-        "timestep_spacing": "leading",
+        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[objective.prediction],
+        "rescale_betas_zero_snr": objective.zero_terminal_snr,
+        "timestep_spacing": "trailing" if objective.zero_terminal_snr else "leading",
         "steps_offset": 1,
     }
 

@@ -1,58 +1,54 @@
-"""The index: what the tables say about each sample, and where its bytes lie."""
+"""The index: where each sample lies and what the networks are told of it, on disk, read row by row.
+
+A folder for each split: `rows.bin` (one ROW each, grouped by aspect bucket, source and weight, in the
+order of the shards), `captions.bin` (UTF-8), `shards.txt` (names, padded to one length) and, written
+last, `index.json`. A process holds the groups only, so its memory does not grow with the samples.
+
+    python -m train.index --root ROOT [--weight SQL] [--resolution_px 1024]
+"""
 
 from __future__ import annotations
 
+import argparse
+import bisect
+import functools
 import json
+import os
+import struct
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
 
-import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-SHARD_COLUMNS = (
-    "uid",
-    "split",
-    "shard",
-    "offset",
-    "num_bytes",
-    "bucket_height_px",
-    "bucket_width_px",
-    "original_height_px",
-    "original_width_px",
-    "crop_top_px",
-    "crop_left_px",
-    "aesthetic",
-    "caption",
+from train.order import Group, repeats_of
+
+VERSION = 1
+PROG = "train.index"
+ROW = np.dtype(
+    [
+        ("uid", "V16"),
+        ("shard", "<u4"),
+        ("num_bytes", "<u4"),
+        ("offset", "<i8"),
+        ("original_height_px", "<i4"),
+        ("original_width_px", "<i4"),
+        ("crop_top_px", "<i4"),
+        ("crop_left_px", "<i4"),
+        ("aesthetic", "<f4"),
+        ("caption_bytes", "<u4"),
+        ("caption_offset", "<i8"),
+        ("latent_shard", "<u4"),
+        ("latent_bytes", "<u4"),
+        ("latent_offsets", "<i8", 2),
+    ]
 )
-LATENT_COLUMNS = ("uid", "split", "variant", "shard", "offset", "num_bytes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One training sample."""
-
-    uid: str
-    """Identity."""
-    caption: str
-    """Caption."""
-    shard: str
-    """Tar with the picture, relative to the root."""
-    offset: int
-    """First byte of the picture."""
-    num_bytes: int
-    """Length of the picture."""
-    bucket_hw: tuple[int, int]
-    """Height and width of the stored picture, in px."""
-    original_hw: tuple[int, int]
-    """Height and width before resizing, in px."""
-    crop_top_px: int
-    """Rows cut off at the top."""
-    crop_left_px: int
-    """Columns cut off at the left."""
-    aesthetic: float
-    """Aesthetic score, 1..10."""
+"""One sample; a latent offset of -1 says that the variant (as it is, mirrored) was not encoded."""
+_FIELDS = struct.Struct("<16sIIqiiiifIqIIqq")
+"""The same for one row at a time, which numpy is slow at."""
+assert _FIELDS.size == ROW.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,85 +64,205 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Index:
-    """The rows of one split, in the order of their uids."""
+class Sample:
+    """One training sample."""
 
-    table: pa.Table
-    """The shards table's rows."""
+    row: int
+    """Row of the index."""
+    uid: str
+    """Identity, 32 hex characters."""
+    caption: str
+    """Caption."""
+    picture: Member
+    """The picture's bytes."""
+    latents: tuple[Member | None, Member | None]
+    """The moments as they are and mirrored; None where they were not encoded."""
+    bucket_hw: tuple[int, int]
+    """Height and width of the picture that the network sees, in px."""
+    original_hw: tuple[int, int]
+    """Height and width before resizing, in px."""
+    crop_top_px: int
+    """Rows cut off at the top."""
+    crop_left_px: int
+    """Columns cut off at the left."""
+    aesthetic: float
+    """Aesthetic score, 1..10; NaN where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexGroup:
+    """Neighbouring rows of one aspect bucket, source and weight."""
+
+    bucket_hw: tuple[int, int]
+    """Height and width, in px."""
+    source: str
+    """Name of the source."""
+    weight: float
+    """Sampling weight: how often an epoch shows each row, beside the mixing of sources."""
+    first_row: int
+    """First row."""
+    num_rows: int
+    """Rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """The rows of one split."""
+
+    folder: str
+    """Where its files lie."""
+    digest: str
+    """Identity of what it was made from."""
+    groups: tuple[IndexGroup, ...]
+    """All groups, in the order of their rows."""
+    shard_name_bytes: int
+    """Length of each line of shards.txt."""
+    missing_aesthetic: int
+    """Rows without the score."""
+    left_out: int
+    """Rows of the tables that the weight leaves out."""
+    resolution_px: int
+    """Aspect buckets that pictures in tars were laid into where they named none."""
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return sum(group.num_rows for group in self.groups)
 
     def sample(self, row: int) -> Sample:
-        """Return one row."""
-        value = {name: self.table.column(name)[row].as_py() for name in SHARD_COLUMNS}
+        """Return one row, read from disk."""
+        (
+            uid,
+            shard,
+            num_bytes,
+            offset,
+            height_px,
+            width_px,
+            top_px,
+            left_px,
+            aesthetic,
+            caption_bytes,
+            caption_offset,
+            latent_shard,
+            latent_bytes,
+            *latent_offsets,
+        ) = _FIELDS.unpack(self._read("rows.bin", row * ROW.itemsize, ROW.itemsize))
+        still, mirrored = (
+            Member(shard=self.shard_name(latent_shard), offset=at, num_bytes=latent_bytes) if at >= 0 else None
+            for at in latent_offsets
+        )
         return Sample(
-            uid=value["uid"],
-            caption=value["caption"] or "",
-            shard=value["shard"],
-            offset=value["offset"],
-            num_bytes=value["num_bytes"],
-            bucket_hw=(value["bucket_height_px"], value["bucket_width_px"]),
-            original_hw=(value["original_height_px"], value["original_width_px"]),
-            crop_top_px=value["crop_top_px"],
-            crop_left_px=value["crop_left_px"],
-            aesthetic=value["aesthetic"] if value["aesthetic"] is not None else float("nan"),
+            row=row,
+            uid=uid.hex(),
+            caption=self._read("captions.bin", caption_offset, caption_bytes).decode(),
+            picture=Member(shard=self.shard_name(shard), offset=offset, num_bytes=num_bytes),
+            latents=(still, mirrored),
+            bucket_hw=self.group_of(row).bucket_hw,
+            original_hw=(height_px, width_px),
+            crop_top_px=top_px,
+            crop_left_px=left_px,
+            aesthetic=aesthetic,
         )
 
-    def buckets(self) -> tuple[np.ndarray, ...]:
-        """Return the rows of each aspect bucket, buckets by (height, width)."""
-        heights = self.table.column("bucket_height_px").to_numpy()
-        widths = self.table.column("bucket_width_px").to_numpy()
-        shapes = sorted(set(zip(heights.tolist(), widths.tolist(), strict=True)))
-        return tuple(np.flatnonzero((heights == height) & (widths == width)) for height, width in shapes)
+    def shard_name(self, number: int) -> str:
+        """Return a shard's path, relative to the root."""
+        return _shard_name(f"{self.folder}/shards.txt", self.digest, self.shard_name_bytes, number)
 
+    def group_of(self, row: int) -> IndexGroup:
+        """Return the group that a row lies in."""
+        return self.groups[bisect.bisect_right(self._first_rows, row) - 1]
 
-def read_index(root: str, split: str, *, needs_aesthetic: bool) -> Index:
-    """Return the index of a split.
+    @functools.cached_property
+    def _first_rows(self) -> list[int]:
+        return [group.first_row for group in self.groups]
 
-    Raises FileNotFoundError where there is no shards table, ValueError where the refiner misses scores.
-    """
-    table = _read(root, "shards", SHARD_COLUMNS)
-    table = table.filter(pc.equal(table.column("split"), split)).sort_by("uid").combine_chunks()
-    missing = (
-        table.column("aesthetic").null_count + pc.sum(pc.is_nan(table.column("aesthetic"))).as_py() if len(table) else 0
-    )
-    if needs_aesthetic and missing:
-        raise ValueError(
-            f"{root}/tables/shards: {missing} samples of {split} lack the aesthetic score, run the score step"
+    def _read(self, name: str, offset: int, num_bytes: int) -> bytes:
+        return _pread(f"{self.folder}/{name}", self.digest, offset, num_bytes)
+
+    def order_groups(self, mixing: dict[str, float] | None) -> tuple[Group, ...]:
+        """Return the groups as the order wants them: weights and shares of the sources as exact repeats."""
+        counts: dict[str, int] = {}
+        for group in self.groups:
+            counts[group.source] = counts.get(group.source, 0) + group.num_rows
+        repeats = repeats_of(counts, mixing)
+        buckets = sorted({group.bucket_hw for group in self.groups})
+        return tuple(
+            Group(
+                bucket=buckets.index(group.bucket_hw),
+                first_row=group.first_row,
+                num_rows=group.num_rows,
+                repeats=repeats[group.source] * Fraction(str(group.weight)),
+            )
+            for group in self.groups
         )
-    return Index(table=table)
 
-
-def read_latent_members(root: str, split: str) -> dict[tuple[str, int], Member]:
-    """Return where the latent of each (uid, variant) lies."""
-    table = _read(root, "latents", LATENT_COLUMNS)
-    rows = table.filter(pc.equal(table.column("split"), split)).to_pylist()
-    return {
-        (row["uid"], row["variant"]): Member(shard=row["shard"], offset=row["offset"], num_bytes=row["num_bytes"])
-        for row in rows
-    }
-
-
-def check_latents(root: str, fingerprint: str, scaling_factor: float) -> None:
-    """Raise ValueError where the cached latents come from another autoencoder than the configured one."""
-    with fsspec.open(f"{root}/latents/run.json", "rt") as file:
-        run = json.load(file)
-    for name, wanted in (("vae_fingerprint", fingerprint), ("scaling_factor", scaling_factor)):
-        if run.get(name) != wanted:
+    def require_aesthetic(self) -> None:
+        """Raise ValueError where a row lacks the score that the refiner is conditioned on."""
+        if self.missing_aesthetic:
             raise ValueError(
-                f"{root}/latents: {name} is {run.get(name)!r}, but the configured vae has {wanted!r};"
-                " encode the latents again, or name the vae they were made with"
+                f"{self.folder}: {self.missing_aesthetic} samples lack the aesthetic score; run the score step"
+                " (python pipelines/score.py), export again, and build the index again"
             )
 
 
-def _read(root: str, name: str, columns: tuple[str, ...]) -> pa.Table:
-    fs, folder = fsspec.core.url_to_fs(f"{root}/tables/{name}")
-    paths = sorted(fs.glob(f"{folder}/*.parquet"))
-    if not paths:
-        raise FileNotFoundError(f"{root}/tables/{name}: no parquet files; run curation up to this table first")
-    tables = []
-    for path in paths:
-        with fs.open(path, "rb") as file:
-            tables.append(pq.read_table(file, columns=list(columns)))
-    return pa.concat_tables(tables)
+def open_index(folder: str | Path) -> Index:
+    """Return the index of a split; raises FileNotFoundError or ValueError where it is not whole."""
+    path = Path(folder) / "index.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no index there; build it with python -m {PROG} --root ROOT")
+    said = json.loads(path.read_text())
+    if said["version"] != VERSION:
+        raise ValueError(f"{path}: version = {said['version']}: this code reads {VERSION}; build the index again")
+    groups = tuple(IndexGroup(**(group | {"bucket_hw": tuple(group["bucket_hw"])})) for group in said["groups"])
+    index = Index(
+        folder=str(folder), groups=groups, **{name: said[name] for name in said if name not in ("version", "groups")}
+    )
+    expected, found = len(index) * ROW.itemsize, (Path(folder) / "rows.bin").stat().st_size
+    if found != expected:
+        raise ValueError(f"{folder}/rows.bin: {found} bytes, {expected} expected; build the index again")
+    return index
+
+
+@functools.lru_cache(maxsize=4096)
+def _shard_name(path: str, digest: str, length: int, number: int) -> str:
+    return _pread(path, digest, number * length, length).decode().rstrip()
+
+
+def _pread(path: str, digest: str, offset: int, num_bytes: int) -> bytes:
+    data = os.pread(_descriptor(path, digest), num_bytes, offset)
+    if len(data) != num_bytes:
+        raise ValueError(f"{path}: {len(data)} bytes at {offset}, {num_bytes} expected; build the index again")
+    return data
+
+
+@functools.lru_cache(maxsize=64)
+def _descriptor(path: str, digest: str) -> int:
+    """Return a descriptor that stays open; the file of other data is another one."""
+    return os.open(path, os.O_RDONLY)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build the index of every split."""
+    from train.index_build import DEFAULT_WEIGHT, IndexOf, build_index, index_folder, splits_of
+
+    parser = argparse.ArgumentParser(prog=PROG, description="Index the shards of a root for training.")
+    parser.add_argument(
+        "--root", required=True, help="folder (fsspec URL) with shards/ and, from the curation, tables/"
+    )
+    parser.add_argument("--index", help="local folder for the index (default: <root>/index)")
+    parser.add_argument("--weight", default=DEFAULT_WEIGHT, help="sampling weight as SQL on the shards table's columns")
+    parser.add_argument("--resolution_px", type=int, default=1024, help="aspect buckets of pictures that name none")
+    args = parser.parse_args(argv)
+    try:
+        for split in splits_of(args.root):
+            folder = index_folder(args.root, args.index, split)
+            what = IndexOf(root=args.root, split=split, weight=args.weight, resolution_px=args.resolution_px)
+            build_index(what, folder)
+            index = open_index(folder)
+            print(f"{folder}: {len(index)} rows in {len(index.groups)} groups, {index.left_out} of weight 0 left out")
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -5,10 +5,12 @@ Shape legend: B batch, C channels, H and W height and width.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import signal
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,18 @@ import torch
 import torch.distributed as dist
 
 from train import checkpoint
-from train.autoencoder import fingerprint, load_vae, moments
-from train.conditioning import TextEncoder, drop_text
 from train.config import OptimizerConfig, TrainConfig
-from train.data import Batch, ImageSource, LatentSource, Loader
-from train.diffusion import Draws, add_noise, alphas_cumprod, draw, epsilon_loss, sample_latents
+from train.data import Loader, dropped
 from train.ema import Ema
 from train.engine import Engine, World, start_world
-from train.index import Index, check_latents, read_index
+from train.index import Index, open_index
+from train.index_build import IndexOf, build_index, is_current, splits_of
 from train.model import build_unet, count_parameters, load_flat, predict
+from train.objective import Frozen, Objective
 from train.report import Report
-from train.validation import Validation, latent_shape
-
-_STEP_DRAWS = 31
+from train.resume import check_same_run
+from train.samples import check_sizes
+from train.validation import Validation
 
 
 class NonFinite(RuntimeError):
@@ -49,14 +50,21 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     started = time.monotonic()
 
     # Data
-    needs_aesthetic = config.model == "refiner"
-    train_index = read_index(config.data_root, "train", needs_aesthetic=needs_aesthetic)
+    train_index = _index(config, "train", world, report)
     if not len(train_index):
-        raise ValueError(f"{config.root}/tables/shards: no samples in the split train; run the export step")
-    frozen = Frozen(config, world)
-    loader = Loader(config, train_index, frozen.source("train"), rank=world.rank, world_size=world.size)
+        raise ValueError(f"{config.root}/shards: no samples in the split train; run the export step")
+    frozen = Frozen(config, world.device)
+    source = frozen.source(train_index)
+    check_sizes(train_index, source)
+    bad_log = folder / f"bad_samples/rank-{world.rank:05d}.jsonl"
+    loader = Loader(config, train_index, source, rank=world.rank, world_size=world.size, bad_log=bad_log)
     validation = _validation(config, train_index, frozen, world, report)
-    report.say(f"data: {len(train_index)} samples in {len(loader.order.buckets)} buckets, 0 dropped")
+    order = loader.order
+    num_dropped = dropped(order, train_index)
+    report.say(
+        f"data: {len(train_index)} samples in {order.num_buckets} buckets; the first epoch carries"
+        f" {order.carried_over(0)} over into the next, {num_dropped} dropped"
+    )
 
     # Network, optimiser, averaged weights
     unet = build_unet(config).train()
@@ -65,15 +73,16 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
         unet.enable_gradient_checkpointing()
     engine = Engine(config, unet, world)
     ema = Ema(engine.master, config.ema_decay)
-    objective = Objective(config, frozen, engine)
+    objective = Objective(config, frozen, functools.partial(predict, engine.engine, engine.dtype))
 
     # Resume
     first_step = 0
     found = _agree_on_checkpoint(folder / "checkpoints", resume, world)
     if found is not None:
+        check_same_run(found, checkpoint.read_state(found), config, train_index.digest)
         first_step = checkpoint.restore(found, engine, ema).step
         report.say(f"continuing after step {first_step} from {found}")
-    record = _record(config, frozen, num_parameters, world, len(train_index))
+    record = _record(config, frozen, num_parameters, world, len(train_index), num_dropped)
     record["val_loss_before"] = _before(engine, ema, validation, objective, folder, first_step, report)
     report.run_json(record)
 
@@ -119,7 +128,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
                 folder / "checkpoints",
                 engine,
                 ema,
-                _state(config, step, engine, ema, num_parameters),
+                _state(config, step, engine, ema, num_parameters, train_index.digest),
                 config.keep_checkpoints,
             )
         if config.validate_every_steps and step % config.validate_every_steps == 0 and step < config.steps:
@@ -133,6 +142,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
         _export_ema(config, engine, ema, folder / "unet_ema")
         _sum_up(record, report)
     record |= {"steps_done": step, "seconds": round(time.monotonic() - started, 1)}
+    record["bad_samples"] = _bad_samples(loader, world, report)
     report.run_json(record)
     report.close()
     dist.barrier()
@@ -147,65 +157,6 @@ def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
     return optimizer.lr_final + (optimizer.lr_peak - optimizer.lr_final) * 0.5 * (
         1.0 + math.cos(math.pi * min(1.0, done))
     )
-
-
-class Frozen:
-    """The networks that do not learn, outside the engine: text towers and autoencoder."""
-
-    def __init__(self, config: TrainConfig, world: World) -> None:
-        self._config = config
-        self._device = world.device
-        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
-        self.text = TextEncoder(config.text_towers, world.device, dtype)
-        vae = load_vae(config.vae_folder)
-        self.scaling_factor = float(vae.config.scaling_factor)
-        if config.source == "latents":
-            check_latents(config.data_root, fingerprint(vae), self.scaling_factor)
-        self.factor = 1 if config.source == "latents" else 2 ** (len(vae.config.block_out_channels) - 1)
-        self._vae = None if config.source == "latents" else vae.to(device=world.device, dtype=dtype)
-
-    def source(self, split: str) -> LatentSource | ImageSource:
-        """Return what reads a split."""
-        if self._vae is None:
-            return LatentSource(self._config.data_root, split)
-        return ImageSource(self._config.data_root, self._config.augment, self._config.seed)
-
-    def moments(self, batch: Batch) -> torch.Tensor:
-        """Return the posterior moments of a batch on this rank's device."""
-        arrays_BCHW = batch.arrays_BCHW.to(self._device)
-        return arrays_BCHW if self._vae is None else moments(self._vae, arrays_BCHW)
-
-
-class Objective:
-    """From a batch and its draws to a loss for each sample."""
-
-    def __init__(self, config: TrainConfig, frozen: Frozen, engine: Engine) -> None:
-        self._config = config
-        self._frozen = frozen
-        self._engine = engine
-        self._device = engine.world.device
-        self._alphas_cumprod_T = alphas_cumprod(config.objective).to(self._device)
-
-    def draws(self, batch: Batch) -> Draws:
-        """Return the batch's draws, keyed by (seed, step, position in the global batch)."""
-        keys = [(self._config.seed, _STEP_DRAWS, batch.step, position) for position in batch.positions]
-        return draw(self._config.objective, keys, latent_shape(self._config, batch, self._frozen.factor))
-
-    def losses(self, batch: Batch, draws: Draws) -> torch.Tensor:
-        """Return each sample's loss, shape (B,)."""
-        device = self._device
-        noise_BCHW, timesteps_B = draws.noise_BCHW.to(device), draws.timesteps_B.to(device)
-        latents_BCHW = sample_latents(
-            self._frozen.moments(batch), draws.posterior_BCHW.to(device), self._frozen.scaling_factor
-        )
-        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T)
-        text_BLD, pooled_BD = self._frozen.text(batch.captions)
-        text_BLD, pooled_BD = drop_text(text_BLD, pooled_BD, draws.dropped_B.to(device))
-        time_ids_BT = batch.time_ids_BT.to(device)
-        prediction_BCHW = predict(
-            self._engine.engine, noisy_BCHW, timesteps_B, text_BLD, pooled_BD, time_ids_BT, self._engine.dtype
-        )
-        return epsilon_loss(prediction_BCHW, noise_BCHW)
 
 
 class Clock:
@@ -232,13 +183,47 @@ def _on_sigterm() -> Any:
     return lambda: bool(arrived)
 
 
+def _index(config: TrainConfig, split: str, world: World, report: Report) -> Index:
+    """Return the index of a split, after rank 0 has built it where it is missing or its data has changed."""
+    folder = Path(config.index_parent) / split
+    told: list[str | None] = [None]
+    if world.rank == 0:
+        what = IndexOf(root=config.data_root, split=split, weight=config.order.weight)
+        try:
+            if not is_current(what, folder):
+                report.say(f"index: building {folder}")
+                build_index(what, folder)
+        except (ValueError, FileNotFoundError) as error:
+            told[0] = str(error)
+    dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise ValueError(told[0])
+    index = open_index(folder)
+    if config.model == "refiner":
+        index.require_aesthetic()
+    return index
+
+
 def _validation(config: TrainConfig, train_index: Index, frozen: Frozen, world: World, report: Report) -> Validation:
-    index = read_index(config.data_root, "val", needs_aesthetic=config.model == "refiner")
-    split = "val"
-    if not len(index):
-        index, split = Index(table=train_index.table.slice(0, config.validation_samples)), "train"
-        report.say("validation: the split val is empty, so the loss is taken on the first samples of train")
-    return Validation(config, index, frozen.source(split), world=world, factor=frozen.factor)
+    index = _index(config, "val", world, report) if _has_split(config, "val") else None
+    if index is None or not len(index):
+        index = train_index
+        report.say("validation: the split val is empty, so the loss is taken on samples of train")
+    return Validation(config, index, frozen.source(index), world=world, factor=frozen.factor)
+
+
+def _has_split(config: TrainConfig, split: str) -> bool:
+    return split in splits_of(config.data_root)
+
+
+def _bad_samples(loader: Loader, world: World, report: Report) -> dict[str, int]:
+    """Return the bad samples of all ranks since this start, by reason, and print them."""
+    gathered: list[Any] = [None] * world.size
+    dist.all_gather_object(gathered, dict(loader.bad))
+    total = sum((Counter(bad) for bad in gathered), Counter())
+    if total:
+        report.say(f"data: others stood in for {total.total()} bad samples, named in bad_samples/: {dict(total)}")
+    return dict(total)
 
 
 def _agree_on_checkpoint(folder: Path, resume: str, world: World) -> Path | None:
@@ -295,7 +280,9 @@ def _non_finite(config: TrainConfig, step: int, loss: float, grad_norm: float, u
         print(f"skipped {text}", flush=True)
 
 
-def _state(config: TrainConfig, step: int, engine: Engine, ema: Ema, num_parameters: int) -> checkpoint.State:
+def _state(
+    config: TrainConfig, step: int, engine: Engine, ema: Ema, num_parameters: int, index_digest: str
+) -> checkpoint.State:
     moments = engine.moments
     return checkpoint.State(
         step=step,
@@ -304,16 +291,19 @@ def _state(config: TrainConfig, step: int, engine: Engine, ema: Ema, num_paramet
         num_elements=num_parameters,
         adam_step=float(moments["step"]) if moments else 0.0,
         config=asdict(config),
+        index_digest=index_digest,
     )
 
 
-def _record(config: TrainConfig, frozen: Frozen, num_parameters: int, world: World, num_samples: int) -> dict[str, Any]:
+def _record(
+    config: TrainConfig, frozen: Frozen, num_parameters: int, world: World, num_samples: int, num_dropped: int
+) -> dict[str, Any]:
     """Return the first part of run.json."""
     return {
         "config": asdict(config),
         "parameters": num_parameters,
         "samples": num_samples,
-        "dropped": 0,
+        "dropped": num_dropped,
         "world_size": world.size,
         "device": str(world.device.type),
         "scaling_factor": frozen.scaling_factor,

@@ -6,18 +6,23 @@ Shape legend: B batch, C channels, H and W latent height and width, L tokens, D 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import safe_open
 from torch import nn
 
 from train.config import TIME_IDS, TrainConfig
+
+ORIGINAL_PREFIX = "model.diffusion_model."
 
 
 def build_unet(config: TrainConfig) -> UNet2DConditionModel:
     """Return the fp32 U-Net to start from: a given one, or a fresh one with zero-initialised outputs."""
     if config.init_from is not None:
-        return _from_folder(config)
+        return start_from(config, config.init_from)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         unet = UNet2DConditionModel(**unet_arguments(config))
@@ -73,12 +78,12 @@ def output_layers(unet: UNet2DConditionModel) -> Iterator[nn.Module]:
 
 def predict(
     unet: nn.Module,
+    dtype: torch.dtype,
     noisy_BCHW: torch.Tensor,
     timesteps_B: torch.Tensor,
     text_BLD: torch.Tensor,
     pooled_BD: torch.Tensor,
     time_ids_BT: torch.Tensor,
-    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Return the prediction in fp32; `time_ids_BT` enters as fp32, since bf16 would round 1333 to 1336."""
     assert time_ids_BT.dtype == torch.float32
@@ -107,14 +112,39 @@ def count_parameters(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _from_folder(config: TrainConfig) -> UNet2DConditionModel:
-    """Load a diffusers U-Net; raises ValueError where its shape is not the configured one."""
-    unet = UNet2DConditionModel.from_pretrained(config.init_from, torch_dtype=torch.float32)
-    wanted = {name: tuple(p.shape) for name, p in meta_unet(config).named_parameters()}
-    found = {name: tuple(p.shape) for name, p in unet.named_parameters()}
-    if wanted != found:
-        names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        raise ValueError(
-            f"init_from = {config.init_from!r}: {len(names)} parameters differ from unet, first {names[0]}"
-        )
+def start_from(config: TrainConfig, path: str) -> UNet2DConditionModel:
+    """Return a published U-Net in fp32: a diffusers U-Net folder, a pipeline folder, or a single-file checkpoint.
+
+    Raises FileNotFoundError where there is none, ValueError where its shape is not the configured one.
+    """
+    found = _single_file(config, path) if Path(path).is_file() else _diffusers_folder(path)
+    unet = UNet2DConditionModel(**unet_arguments(config))
+    wanted = unet.state_dict()
+    names = sorted(
+        name
+        for name in wanted.keys() | found.keys()
+        if name not in wanted or name not in found or wanted[name].shape != found[name].shape
+    )
+    if names:
+        raise ValueError(f"init_from = {path!r}: {len(names)} parameters differ from unet, first {names[0]}")
+    unet.load_state_dict({name: tensor.float() for name, tensor in found.items()})
     return unet
+
+
+def _diffusers_folder(path: str) -> dict[str, torch.Tensor]:
+    folder = next((each for each in (Path(path), Path(path) / "unet") if (each / "config.json").exists()), None)
+    if folder is None:
+        raise FileNotFoundError(f"init_from = {path!r}: neither a file nor a folder with a diffusers U-Net")
+    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).state_dict()
+
+
+def _single_file(config: TrainConfig, path: str) -> dict[str, torch.Tensor]:
+    """Return the U-Net of a checkpoint in the layout of the original code, under diffusers' names."""
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"init_from = {path!r}: a pickle runs code when it is read; convert it to .safetensors")
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(ORIGINAL_PREFIX)]  # noqa: SIM118
+        if not names:
+            raise ValueError(f"init_from = {path!r}: no weights named {ORIGINAL_PREFIX}*; is it an SDXL checkpoint?")
+        original = {name: file.get_tensor(name) for name in names}
+    return convert_ldm_unet_checkpoint(original, unet_arguments(config))

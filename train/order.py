@@ -1,81 +1,194 @@
-"""The data order: global batch k as a pure function of (seed, k).
+"""The data order: global batch k as a pure function of (seed, k). docs/data_order.md proves what it promises.
 
-Each bucket has an endless stream: its samples permuted for epoch 0, then for epoch 1, and so on.
-Batch j of a bucket is the stream's positions [j G, (j + 1) G), so a batch that an epoch cannot fill
-takes its rest from the next epoch and nothing is dropped. Epoch e of the run holds the batches that
-the buckets complete in it, shuffled. World size, micro-batch and workers appear nowhere.
+A *group* is the rows of one aspect bucket, source and weight. Each group has an endless stream, its rows
+permuted in windows for visit 0, then for visit 1, and so on. A bucket's stream takes from its groups in
+even shares, and batch j of the bucket is positions [j G, (j + 1) G) of it, so a batch that an epoch
+cannot fill takes its rest from the next one. World size, micro-batch and workers appear nowhere.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
 
 import numpy as np
 
-_PERMUTE_SAMPLES, _PERMUTE_BATCHES = 1, 2
+from train.permutation import key, permute
+
+_PIECES, _SAMPLES, _ROTATION, _BUCKETS = 1, 2, 3, 4
+BLOCK_BATCHES = 256
+"""Batches among which buckets are shuffled; every block has each bucket in its share."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick:
-    """One place in a global batch."""
+class Group:
+    """Rows of the index that lie together."""
 
-    row: int
-    """Row of the index."""
-    epoch: int
-    """How often the row was seen before; chooses flip and jitter."""
+    bucket: int
+    """Number of the aspect bucket."""
+    first_row: int
+    """First row of the index."""
+    num_rows: int
+    """Rows, at least 1."""
+    repeats: Fraction = Fraction(1)
+    """How often an epoch shows each row, above 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picks:
+    """The places of a global batch; rows ascend, so neighbouring places are read from the same piece."""
+
+    rows: np.ndarray
+    """Rows of the index, int64 (G,)."""
+    visits: np.ndarray
+    """How often each row was shown before, int64 (G,); it chooses flip and jitter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """Which samples make global batch k."""
 
-    buckets: tuple[np.ndarray, ...]
-    """Rows of the index in each aspect bucket."""
+    groups: tuple[Group, ...]
+    """All rows; a bucket's groups in the order of their rows."""
     global_batch: int
     """Samples of each batch, G."""
     seed: int
     """Seed of every permutation."""
+    piece_rows: int
+    """Neighbouring rows that are read together."""
+    window_pieces: int
+    """Pieces from all over the group whose rows are shuffled together."""
 
-    def batch(self, step: int) -> list[Pick]:
+    def batch(self, step: int) -> Picks:
         """Return the samples of global batch `step`, all from one bucket."""
         bucket, number = self._slot(step)
-        rows = self.buckets[bucket]
-        picks = []
-        for position in range(number * self.global_batch, (number + 1) * self.global_batch):
-            epoch, place = divmod(position, len(rows))
-            picks.append(Pick(row=int(rows[_permutation(self.seed, epoch, bucket, len(rows))[place]]), epoch=epoch))
-        return picks
+        first = self._cut(bucket, number * self.global_batch)
+        last = self._cut(bucket, (number + 1) * self.global_batch)
+        parts = [
+            self._stream(group, np.arange(low, high))
+            for group, low, high in zip(self._of_bucket(bucket), first, last, strict=True)
+        ]
+        rows, visits = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        by_row = np.lexsort((visits, rows))
+        return Picks(rows=rows[by_row], visits=visits[by_row])
+
+    @property
+    def num_buckets(self) -> int:
+        """Aspect buckets with samples."""
+        return 1 + max(group.bucket for group in self.groups)
 
     def batches_before(self, epoch: int) -> int:
         """Return how many batches the buckets complete before `epoch`."""
-        return sum(epoch * len(rows) // self.global_batch for rows in self.buckets)
+        return sum(self._length(bucket, epoch) // self.global_batch for bucket in range(self.num_buckets))
+
+    def carried_over(self, epoch: int) -> int:
+        """Return how many samples wait for the next epoch to fill their batch when `epoch` ends."""
+        return sum(self._length(bucket, epoch + 1) % self.global_batch for bucket in range(self.num_buckets))
 
     def _slot(self, step: int) -> tuple[int, int]:
         """Return the bucket of global batch `step` and the batch's number in the bucket's stream."""
-        num_samples = sum(len(rows) for rows in self.buckets)
-        epoch = step * self.global_batch // num_samples  # the batches before it are at most `step`
-        while self.batches_before(epoch + 1) <= step:
+        epoch = floor(step * self.global_batch / sum(self._share(group) for group in self.groups))
+        while self.batches_before(epoch + 1) <= step:  # the batches before it are at most `step`
             epoch += 1
-        slots = self._slots(epoch)
-        shuffled = np.random.default_rng((self.seed, _PERMUTE_BATCHES, epoch)).permutation(len(slots))
-        return slots[shuffled[step - self.batches_before(epoch)]]
+        done = [self._length(bucket, epoch) // self.global_batch for bucket in range(self.num_buckets)]
+        more = [self._length(bucket, epoch + 1) // self.global_batch - before for bucket, before in enumerate(done)]
+        block, place = divmod(step - sum(done), BLOCK_BATCHES)
+        before = apportion(block * BLOCK_BATCHES, more)
+        after = apportion(min((block + 1) * BLOCK_BATCHES, sum(more)), more)
+        listed = np.repeat(np.arange(self.num_buckets), np.subtract(after, before))
+        shuffled = listed[permute(np.arange(len(listed)), len(listed), key(self.seed, _BUCKETS, epoch, block))]
+        bucket = int(shuffled[place])
+        return bucket, done[bucket] + before[bucket] + int((shuffled[:place] == bucket).sum())
 
-    def _slots(self, epoch: int) -> list[tuple[int, int]]:
-        """Return (bucket, number) of every batch that is completed in `epoch`."""
-        return [
-            (bucket, number)
-            for bucket, rows in enumerate(self.buckets)
-            for number in range(epoch * len(rows) // self.global_batch, (epoch + 1) * len(rows) // self.global_batch)
-        ]
+    def _cut(self, bucket: int, position: int) -> list[int]:
+        """Return how much of each group's stream lies before a position of the bucket's stream."""
+        groups = self._of_bucket(bucket)
+        epoch = floor(position / sum(self._share(group) for group in groups))
+        while self._length(bucket, epoch + 1) <= position:
+            epoch += 1
+        done = [_taken(group, epoch) for group in groups]
+        more = [_taken(group, epoch + 1) - before for group, before in zip(groups, done, strict=True)]
+        return [before + part for before, part in zip(done, apportion(position - sum(done), more), strict=True)]
+
+    def _stream(self, group: Group, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and visits at positions of a group's stream."""
+        visits, places = np.divmod(positions, group.num_rows)
+        rows = np.empty_like(places)
+        for visit in np.unique(visits):
+            mine = visits == visit
+            rows[mine] = self._visit(group, int(visit), places[mine])
+        return rows, visits
+
+    def _visit(self, group: Group, visit: int, places: np.ndarray) -> np.ndarray:
+        """Return the rows at these places of one visit: windows of permuted pieces, shuffled inside."""
+        words = (self.seed, group.first_row, visit)
+        window_rows = self.piece_rows * self.window_pieces
+        shuffled = np.empty_like(places)
+        for window in np.unique(places // window_rows):
+            start = int(window) * window_rows
+            size = min(window_rows, group.num_rows - start)
+            mine = places // window_rows == window
+            shuffled[mine] = start + permute(places[mine] - start, size, key(_SAMPLES, *words, int(window)))
+        slots, inside = np.divmod(shuffled, self.piece_rows)
+        pieces = slots.copy()  # the last, short piece keeps its place: the rotation moves it over the rows instead
+        whole = slots < group.num_rows // self.piece_rows
+        pieces[whole] = permute(slots[whole], max(1, group.num_rows // self.piece_rows), key(_PIECES, *words))
+        rotation = key(_ROTATION, *words) % group.num_rows
+        return group.first_row + (pieces * self.piece_rows + inside + rotation) % group.num_rows
+
+    def _of_bucket(self, bucket: int) -> list[Group]:
+        return [group for group in self.groups if group.bucket == bucket]
+
+    def _length(self, bucket: int, epoch: int) -> int:
+        """Return the length of a bucket's stream before `epoch`."""
+        return sum(_taken(group, epoch) for group in self._of_bucket(bucket))
+
+    def _share(self, group: Group) -> Fraction:
+        return group.repeats * group.num_rows
+
+
+def apportion(count: int, sizes: Sequence[int]) -> list[int]:
+    """Return how many of the first `count` of sum(sizes) places belong to each size.
+
+    The parts add up to `count`, none ever falls when `count` grows, and at the end each is its size.
+    """
+    parts, left = [], sum(sizes)
+    for size in sizes:
+        part = count * size // left if left else 0
+        parts.append(part)
+        count, left = count - part, left - size
+    return parts
 
 
 def rank_positions(*, rank: int, world_size: int, micro_batch: int, grad_accumulation: int) -> list[tuple[int, ...]]:
-    """Return, for each micro-step, the places of the global batch that the rank computes."""
-    starts = [(micro_step * world_size + rank) * micro_batch for micro_step in range(grad_accumulation)]
+    """Return, for each micro-step, the places of the global batch that the rank computes.
+
+    A rank's places are neighbours, and so are the ranks of a node: they read the same pieces.
+    """
+    assert 0 <= rank < world_size
+    first = rank * micro_batch * grad_accumulation
+    starts = range(first, first + micro_batch * grad_accumulation, micro_batch)
     return [tuple(range(start, start + micro_batch)) for start in starts]
 
 
-@functools.lru_cache(maxsize=128)
-def _permutation(seed: int, epoch: int, bucket: int, size: int) -> np.ndarray:
-    return np.random.default_rng((seed, _PERMUTE_SAMPLES, epoch, bucket)).permutation(size)
+def repeats_of(counts: dict[str, int], shares: dict[str, float] | None) -> dict[str, Fraction]:
+    """Return how often an epoch shows each row of a source, so that an epoch is as long as the data.
+
+    Without shares every row comes once. Raises ValueError where the shares do not name exactly the sources.
+    """
+    if shares is None:
+        return {source: Fraction(1) for source in counts}
+    if set(shares) != set(counts):
+        raise ValueError(
+            f"order.mixing = {shares!r}: the data has the sources {', '.join(sorted(counts))}; give each a share"
+        )
+    exact = {source: Fraction(str(share)) for source, share in shares.items()}
+    total, rows = sum(exact.values()), sum(counts.values())
+    return {source: exact[source] / total * rows / count for source, count in counts.items()}
+
+
+def _taken(group: Group, epoch: int) -> int:
+    """Return the positions of a group's stream that come before `epoch`."""
+    return floor(epoch * group.repeats * group.num_rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from train.config import ObjectiveConfig, TextTower, TrainConfig, UNetConfig
 
 CLIP_L = TextTower(architecture="ViT-L-14-quickgelu", weights="clip_vit_l14_openai", padding="end_of_text")
@@ -46,5 +48,23 @@ def refiner() -> TrainConfig:
     )
 
 
+def staged(config: TrainConfig, stage_px: int) -> TrainConfig:
+    """Return the settings of one of the original's three stages, each of which starts from the one before.
+
+    256 px from scratch, then 512 px, then 1024 px in aspect buckets with offset noise 0.05 (Podell et al.
+    2023, section 2.5). The shards of a stage are exported at its resolution, into a root of their own.
+    """
+    if stage_px not in STAGES_STEPS:
+        raise ValueError(f"stage = {stage_px}: must be one of {', '.join(str(px) for px in STAGES_STEPS)}")
+    return replace(
+        config,
+        unet=replace(config.unet, sample_size=stage_px // 8),
+        objective=replace(config.objective, offset_noise=0.05 if stage_px == 1024 else 0.0),
+        steps=STAGES_STEPS[stage_px],
+    )
+
+
 RECIPES = {"base": base, "refiner": refiner}
 """Recipe of each model."""
+STAGES_STEPS = {256: 600_000, 512: 200_000, 1024: 200_000}
+"""Optimiser steps of each stage, by its resolution in px; the paper gives the first two."""

@@ -23,6 +23,7 @@ from train.settings import read_train_settings, section
 PROG = "train.sample"
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 CAPTION_LINE_PX, CAPTION_LINES = 12, 3
+CAPTION_ROWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class SampleConfig:
     root: str
     """Folder with `export/`; `samples.png` goes there, too."""
     prompts: str | None = None
-    """File with one prompt a line; null takes captions of the shards table."""
+    """File with one prompt a line; null takes captions of the train shards."""
     out: str | None = None
     """PNG to write; null means `<root>/samples.png`."""
     steps: int = 20
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     if not export_folder(base).exists():
         stop(PROG, f"no {export_folder(base)}: run python -m train.export first")
     try:
-        prompts = read_prompts(settings)
+        prompts = read_prompts(settings, base.index_parent)
     except (OSError, ValueError) as error:
         stop(PROG, str(error))
     images = draw(base, refiner, prompts, settings)
@@ -122,17 +123,18 @@ def draw(base: TrainConfig, refiner: TrainConfig, prompts: list[str], settings: 
     )
 
 
-def read_prompts(settings: SampleConfig) -> list[str]:
-    """Return the lines of a file, or the first captions of the shards table."""
+def read_prompts(settings: SampleConfig, index_parent: str) -> list[str]:
+    """Return the lines of a file, or captions from all over the index."""
     if settings.prompts is not None:
         lines = [line.strip() for line in Path(settings.prompts).read_text().splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"prompts = {settings.prompts}: no prompts in it")
         return lines
-    from train.index import read_index
+    from train.index import open_index
 
-    index = read_index(settings.root, "train", needs_aesthetic=False)
-    captions = dict.fromkeys(index.table.column("caption").to_pylist())
+    index = open_index(Path(index_parent) / "train")
+    looked_at = min(len(index), CAPTION_ROWS)
+    captions = dict.fromkeys(index.sample(number * len(index) // looked_at).caption for number in range(looked_at))
     return [caption for caption in captions if caption][: settings.count]
 
 

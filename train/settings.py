@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from curate.config import CurationConfig
-from curate.config_file import read_settings
+from curate.config_file import read_settings, stop
 from train.config import TrainConfig
-from train.recipes import RECIPES
+from train.recipes import RECIPES, STAGES_STEPS, staged
 
 
 def read_train_settings(
@@ -21,17 +21,31 @@ def read_train_settings(
     add_flags: Callable[[Any], None] | None = None,
     root: str | None = None,
 ) -> tuple[TrainConfig, Any]:
-    """Return the recipe of `model` with the file's `train.<model>` and the flags laid over it."""
-    recipe = dataclasses.replace(RECIPES[model](), root=root)
+    """Return the recipe of `model`, or its `--stage`, with the file's `train.<model>` and the flags over it."""
+    stage_px, words = _stage(argv, prog)
+    recipe = RECIPES[model]() if stage_px is None else staged(RECIPES[model](), stage_px)
+    recipe = dataclasses.replace(recipe, root=root)
     return read_settings(
         TrainConfig,
-        argv,
+        words,
         prog=prog,
         description=description,
         section=lambda document: section(document, model),
         default=recipe,
         add_flags=add_flags,
     )
+
+
+def _stage(argv: Sequence[str], prog: str) -> tuple[int | None, list[str]]:
+    """Return the value of `--stage`, if it is there, and the other words."""
+    words = list(argv)
+    if "--stage" not in words:
+        return None, words
+    at = words.index("--stage")
+    value = words[at + 1] if at + 1 < len(words) else "nothing"
+    if value not in map(str, STAGES_STEPS):
+        stop(prog, f"stage = {value}: must be one of {', '.join(map(str, STAGES_STEPS))}")
+    return int(value), words[:at] + words[at + 2 :]
 
 
 def section(document: dict[str, Any], model: str) -> dict[str, Any]:

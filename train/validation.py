@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 
 from train.config import TrainConfig
-from train.data import Batch, Part, Source, collate, read_part
-from train.diffusion import Draws, draw
+from train.data import Batch, collate
+from train.diffusion import Draws, draw, timestep_at
 from train.engine import World
 from train.index import Index
+from train.samples import Part, Source, read_pick
 
 _VALIDATION = 21
 
@@ -36,7 +37,7 @@ class Validation:
         self._config = config
         self._factor = factor
         self._chunks = [
-            self._chunk(numbers, [read_part(still, source, index.sample(row), 0) for row in rows])
+            self._chunk(numbers, [read_pick(still, index, source, row, 0)[0] for row in rows])
             for numbers, rows in _chunks(config, index)[world.rank :: world.size]
         ]
 
@@ -57,12 +58,13 @@ class Validation:
     def _draws(self, numbers: list[int], shape_CHW: tuple[int, int, int]) -> Draws:
         objective = self._config.objective
         draws = draw(objective, [(self._config.seed, _VALIDATION, number) for number in numbers], shape_CHW)
-        span = objective.timestep_high + 1 - objective.timestep_low
         middles = (np.array(numbers) + 0.5) / self._config.validation_samples
+        nobody_B = torch.zeros(len(numbers), dtype=torch.bool)
         return replace(
             draws,
-            timesteps_B=torch.from_numpy((objective.timestep_low + middles * span).astype(np.int64)),
-            dropped_B=torch.zeros(len(numbers), dtype=torch.bool),
+            timesteps_B=torch.tensor([timestep_at(objective, float(middle)) for middle in middles]),
+            dropped_B=nobody_B,
+            emptied_B=nobody_B,
         )
 
 
@@ -74,13 +76,18 @@ def latent_shape(config: TrainConfig, batch: Batch, factor: int) -> tuple[int, i
 
 def _chunks(config: TrainConfig, index: Index) -> list[tuple[list[int], list[int]]]:
     """Return (numbers of the draws, rows of their samples); a chunk stays in one bucket and one micro-batch."""
-    bucket_of = {int(row): bucket for bucket, rows in enumerate(index.buckets()) for row in rows}
-    by_bucket: dict[int, list[int]] = {}
+    by_bucket: dict[tuple[int, int], list[int]] = {}
     for number in np.random.default_rng((config.seed, _VALIDATION)).permutation(config.validation_samples).tolist():
-        by_bucket.setdefault(bucket_of[number % len(index)], []).append(number)
+        by_bucket.setdefault(index.group_of(_row(config, index, number)).bucket_hw, []).append(number)
     size = config.batch.samples_a_pass
-    return [
-        (numbers[start : start + size], [number % len(index) for number in numbers[start : start + size]])
-        for _, numbers in sorted(by_bucket.items())
-        for start in range(0, len(numbers), size)
+    chunks = [
+        numbers[at : at + size] for _, numbers in sorted(by_bucket.items()) for at in range(0, len(numbers), size)
     ]
+    return [(numbers, [_row(config, index, number) for number in numbers]) for numbers in chunks]
+
+
+def _row(config: TrainConfig, index: Index, number: int) -> int:
+    """Return a draw's row: evenly over a large split, each row about as often as the others in a small one."""
+    if len(index) >= config.validation_samples:
+        return number * len(index) // config.validation_samples
+    return number % len(index)

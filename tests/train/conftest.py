@@ -60,6 +60,7 @@ def document(folder: Path, root: Path) -> dict[str, Any]:
         "validate_every_steps": 0,
         "log_every_steps": 1,
         "ranks": 2,
+        "loader": {"workers": 0},
     }
     base = shared | {
         "unet": BASE_UNET | {"cross_attention_dim": 80, "pooled_dim": 48},

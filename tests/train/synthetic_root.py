@@ -69,7 +69,7 @@ def write_root(root: Path, buckets: dict[tuple[int, int], int], *, num_val: int 
 
 def write_latents(root: Path, rows: list[dict], vae: torch.nn.Module) -> None:
     """Encode every sample as it is and mirrored, as the encode step does."""
-    from train.autoencoder import encode_moments, fingerprint, pixels
+    from train.autoencoder import encode_moments, latent_facts, pixels
 
     entries = []
     for split in ("train", "val"):
@@ -85,8 +85,7 @@ def write_latents(root: Path, rows: list[dict], vae: torch.nn.Module) -> None:
                     place = {"shard": str(path.relative_to(root)), "offset": offset, "num_bytes": buffer.tell()}
                     entries.append({"uid": row["uid"], "split": split, "variant": variant} | place)
     _table(root, "latents", entries)
-    run = {"vae_fingerprint": fingerprint(vae), "scaling_factor": vae.config.scaling_factor}
-    (root / "latents/run.json").write_text(json.dumps(run))
+    (root / "latents/run.json").write_text(json.dumps(latent_facts(vae)))
 
 
 def write_clip(folder: Path, name: str, width: int) -> str:
@@ -139,9 +138,15 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
 
 
 def _table(root: Path, name: str, rows: list[dict]) -> None:
+    """Write a table in two fragments, one for each split, and the manifest that names them."""
     schema = {"offset": pa.int64(), "num_bytes": pa.int64(), "aesthetic": pa.float32(), "variant": pa.int8()}
     schema |= {key: pa.int32() for key in rows[0] if key.endswith("_px")}
-    columns = {key: pa.array([row[key] for row in rows], schema.get(key, pa.string())) for key in rows[0]}
-    path = root / f"tables/{name}/00000.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
+    fragments = {}
+    for split in ("train", "val"):
+        mine = [row for row in rows if row["split"] == split]
+        columns = {key: pa.array([row[key] for row in mine], schema.get(key, pa.string())) for key in rows[0]}
+        path = root / f"tables/{name}/{split}-00000.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+        fragments[path.stem] = {"rows": len(mine), "receipt": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    (root / f"tables/{name}/_run.json").write_text(json.dumps({"fragments": fragments}))

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.train.synthetic_root import write_clip
-from train.conditioning import TextEncoder, drop_text, encode_tokens, pad, time_ids
+from train.conditioning import TextEncoder, drop_text, encode_tokens, pad
 from train.config import TextTower, TrainConfig, UNetConfig
 from train.convert import text_model, write_tokenizer
+from train.micro_conditioning import time_ids
 from train.model import build_unet, meta_unet, output_layers, predict
 from train.recipes import base
 
@@ -97,7 +99,7 @@ def test_sizes_survive_a_bf16_network() -> None:
     unet.add_time_proj.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
     ids = torch.tensor([[1333.0, 513.0, 0.0, 0.0, 1024.0, 1024.0]])
     shapes = (torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 77, 80), torch.randn(1, 48))
-    predict(unet, *shapes, ids, torch.bfloat16)
+    predict(unet, torch.bfloat16, *shapes, ids)
     numbers, sinusoid = seen[0]
     assert numbers.tolist() == [1333.0, 513.0, 0.0, 0.0, 1024.0, 1024.0]
     assert sinusoid.dtype == torch.float32
@@ -109,7 +111,7 @@ def test_a_fresh_network_predicts_zero_and_learns() -> None:
     assert all(float(layer.weight.abs().sum()) == 0.0 for layer in output_layers(unet))
     assert len(list(output_layers(unet))) == 8 + 4 + 1  # res-blocks, transformers, final convolution
     shapes = (torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 77, 80), torch.randn(1, 48))
-    output = predict(unet, *shapes, torch.zeros(1, 6), torch.float32)
+    output = predict(unet, torch.float32, *shapes, torch.zeros(1, 6))
     assert float(output.abs().max()) == 0.0
     (output - 1).square().mean().backward()
     assert float(unet.conv_out.weight.grad.abs().max()) > 0.0
@@ -125,3 +127,75 @@ def test_start_from_a_folder_needs_the_same_shape(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="init_from"):
         build_unet(dataclasses.replace(config, unet=wider, init_from=str(tmp_path)))
     assert meta_unet(config).conv_in.weight.is_meta
+
+
+def original_names(unet: torch.nn.Module, levels: int, layers: int) -> dict[str, torch.Tensor]:
+    """The weights under the names of the original code, by the published correspondence of blocks."""
+    resnet = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
+    blocks = {"mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2"}
+    blocks["mid_block.attentions.0"] = "middle_block.1"
+    for level in range(levels):
+        for layer in range(layers):
+            number = level * (layers + 1) + layer + 1
+            blocks[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{number}.0"
+            blocks[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{number}.1"
+        blocks[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
+        for layer in range(layers + 1):
+            number = level * (layers + 1) + layer
+            blocks[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{number}.0"
+            blocks[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{number}.1"
+        has_attention = any(name.startswith(f"up_blocks.{level}.attentions") for name in unet.state_dict())
+        upsampler = f"output_blocks.{level * (layers + 1) + layers}.{1 + has_attention}"
+        blocks[f"up_blocks.{level}.upsamplers.0"] = upsampler
+    outer = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    named = {}
+    for name, tensor in unet.state_dict().items():
+        block = next((block for block in sorted(blocks, key=len, reverse=True) if name.startswith(f"{block}.")), None)
+        stem, kind = name.rsplit(".", 1)
+        if block is None:
+            theirs = f"{outer[stem]}.{kind}"
+        else:
+            inner = name[len(block) + 1 :]
+            part = inner.split(".")[0]
+            theirs = f"{blocks[block]}.{inner.replace(part, resnet[part], 1) if '.resnets.' in block else inner}"
+        named[f"model.diffusion_model.{theirs}"] = tensor
+    return named
+
+
+def test_start_from_a_single_file_or_a_pipeline_folder(tmp_path: Path) -> None:
+    config = tiny_config()
+    unet = build_unet(dataclasses.replace(config, seed=3))
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    original = {name: tensor.contiguous() for name, tensor in original_names(unet, levels=2, layers=1).items()}
+    assert len(original) == len(unet.state_dict())
+    save_file(original | {"first_stage_model.x": torch.zeros(1)}, tmp_path / "sdxl.safetensors")
+    unet.save_pretrained(tmp_path / "pipeline/unet")
+    for start in ("sdxl.safetensors", "pipeline"):
+        loaded = build_unet(dataclasses.replace(config, init_from=str(tmp_path / start))).state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in unet.state_dict().items())
+    save_file({"something": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "pickle.ckpt").write_bytes(b"x")
+    for start, error, told in (
+        ("other.safetensors", ValueError, "is it an SDXL checkpoint"),
+        ("pickle.ckpt", ValueError, "convert it to .safetensors"),
+        ("nowhere", FileNotFoundError, "neither a file nor a folder"),
+    ):
+        with pytest.raises(error, match=told):
+            build_unet(dataclasses.replace(config, init_from=str(tmp_path / start)))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.train.synthetic_root import Tiny
-from train.config import BatchConfig
-from train.recipes import RECIPES, base, refiner
-from train.settings import section
+from train.config import BatchConfig, ObjectiveConfig, TrainConfig
+from train.recipes import RECIPES, base, refiner, staged
+from train.settings import read_train_settings, section
 
 TRAIN = Path(__file__).parents[2] / "train"
 
@@ -30,6 +30,34 @@ def test_recipes_draw_their_noise_scales_and_ask_for_the_requested_schedule() ->
     for recipe in RECIPES.values():
         assert (recipe().optimizer.warmup_steps, recipe().optimizer.lr_final) == (10_000, 1e-6)
         assert (recipe().batch.global_batch, recipe().ema_decay, recipe().precision) == (2048, 0.9999, "bf16")
+
+
+@pytest.mark.parametrize("model", ["base", "refiner"])
+def test_three_stages_are_ready(model: str) -> None:
+    def stage(px: int) -> TrainConfig:
+        flags = ["--root", "r", "--stage", str(px), "--optimizer.lr_peak", "5e-5"]
+        return read_train_settings(model, flags, prog="test", description="")[0]
+
+    stages = [stage(px) for px in (256, 512, 1024)]
+    assert [config.unet.sample_size for config in stages] == [32, 64, 128]
+    assert [config.objective.offset_noise for config in stages] == [0.0, 0.0, 0.05]
+    assert [config.steps for config in stages] == [600_000, 200_000, 200_000]
+    plain = RECIPES[model]()
+    assert {config.objective.timestep_high for config in stages} == {plain.objective.timestep_high}
+    assert {config.optimizer.lr_peak for config in stages} == {5e-5}
+    with pytest.raises(ValueError, match="stage = 768: must be one of 256, 512, 1024"):
+        staged(plain, 768)
+
+
+def test_impossible_objectives_are_refused() -> None:
+    for settings, told in (
+        ({"zero_terminal_snr": True}, "set objective.prediction to v"),
+        ({"min_snr_gamma": 0.0}, "objective.min_snr_gamma = 0.0: must be above 0"),
+        ({"timestep_bias": 2.0, "timestep_high": 199, "timestep_bias_high": 500}, r"must lie in 0..199"),
+        ({"caption_dropout": 1.0}, "objective.caption_dropout"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            ObjectiveConfig(**settings)
 
 
 @pytest.mark.parametrize(("micro", "accumulation"), [(8, 1), (4, 2), (2, 4)])

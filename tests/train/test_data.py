@@ -1,120 +1,292 @@
-"""Loading: bytes by offset, the same global batch for every world size, mirrored crops, refused latents."""
+"""Loading: bytes by offset, the same global batch for every world size, mirrored crops, stand-ins for bad samples."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import json
+import shutil
 import tarfile
+from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.train.synthetic_root import Tiny, member_bytes
-from train.config import AugmentConfig, BatchConfig, TrainConfig
-from train.data import ImageSource, LatentSource, Loader, flips, jitter, mirrored_crop_left_px
-from train.index import check_latents, read_index
+from train.autoencoder import check_latents, load_vae
+from train.config import AugmentConfig, BatchConfig, LoaderConfig, TrainConfig
+from train.data import Batch, Loader, TooManyBad, order_of
+from train.index import Index, open_index
+from train.index_build import IndexOf, build_index, is_current
+from train.index_build import index_folder as folder_of
+from train.micro_conditioning import mirrored_crop_left_px
 from train.recipes import base, refiner
+from train.samples import (
+    ImageSource,
+    LatentSource,
+    WrongSize,
+    check_sizes,
+    decode_rgb,
+    fit_pixels,
+    flips,
+    jitter,
+    read_part,
+    read_pick,
+)
 from train.settings import read_train_settings
+from train.shards import BadSample, ShardReader
+
+FACTOR = 4
 
 
 def settings_of(tiny: Tiny, model: str = "base") -> TrainConfig:
     return read_train_settings(model, ["--config", str(tiny.config)], prog="test", description="")[0]
 
 
-def global_batches(config: TrainConfig, world_size: int, micro: int, accumulation: int, first_step: int = 0) -> list:
-    """Return (step, position, uid, time ids, array) of every sample of every rank, in order."""
-    batch = BatchConfig(global_batch=8, micro_batch=micro, grad_accumulation=accumulation)
-    config = dataclasses.replace(config, batch=batch, steps=5)
-    index = read_index(config.root, "train", needs_aesthetic=False)
-    source = LatentSource(config.root, "train")
+def index_of(root: Path, split: str = "train", weight: str = "1") -> Index:
+    folder = folder_of(str(root), None, split)
+    what = IndexOf(root=str(root), split=split, weight=weight)
+    if not is_current(what, folder):
+        build_index(what, folder)
+    return open_index(folder)
+
+
+def latents_of(root: Path) -> LatentSource:
+    return LatentSource(reader=ShardReader(root=str(root)), channels=8, factor=FACTOR)
+
+
+def images_of(root: Path, augment: AugmentConfig) -> ImageSource:
+    return ImageSource(reader=ShardReader(root=str(root)), augment=augment, seed=0)
+
+
+def loaders(
+    config: TrainConfig, root: Path, world_size: int, micro: int, accumulation: int, steps: int, **loader: int
+) -> list[Loader]:
+    batch = BatchConfig(
+        global_batch=world_size * micro * accumulation, micro_batch=micro, grad_accumulation=accumulation
+    )
+    reading = LoaderConfig(**({"workers": 0} | loader))
+    config = dataclasses.replace(config, batch=batch, steps=steps, loader=reading)
+    parts = {"rank": 0, "world_size": world_size}
+    return [Loader(config, index_of(root), latents_of(root), **(parts | {"rank": rank})) for rank in range(world_size)]
+
+
+def rows_of(batches: list[Batch]) -> list[tuple]:
+    """Return (step, position, uid, time ids, bytes) of every sample, in order."""
     rows = []
-    for rank in range(world_size):
-        for part in Loader(config, index, source, rank=rank, world_size=world_size).micro_batches(first_step):
-            for place, position in enumerate(part.positions):
-                array = part.arrays_BCHW[place].numpy().tobytes()
-                rows.append((part.step, position, part.uids[place], part.time_ids_BT[place].tolist(), array))
+    for batch in batches:
+        for place, position in enumerate(batch.positions):
+            array = batch.arrays_BCHW[place].numpy().tobytes()
+            rows.append((batch.step, position, batch.uids[place], batch.time_ids_BT[place].tolist(), array))
     return sorted(rows, key=lambda row: row[:2])
 
 
-def test_global_batches_do_not_depend_on_how_the_work_is_shared(tiny: Tiny) -> None:
+def global_batches(made: list[Loader], first_step: int = 0) -> list[tuple]:
+    return rows_of([batch for loader in made for batch in loader.micro_batches(first_step)])
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    shape=st.sampled_from([(w, m) for w in (1, 2, 4, 8) for m in (1, 2, 4, 8) if w * m <= 8]),
+    first_step=st.integers(0, 3),
+    seed=st.integers(0, 3),
+)
+def test_global_batches_do_not_depend_on_how_the_work_is_shared(
+    tiny: Tiny, shape: tuple[int, int], first_step: int, seed: int
+) -> None:
+    config = dataclasses.replace(settings_of(tiny), seed=seed)
+    world_size, micro = shape
+    whole = global_batches(loaders(config, tiny.root, 1, 8, 1, steps=4))
+    assert len(whole) == 32
+    shared = loaders(config, tiny.root, world_size, micro, 8 // (world_size * micro), steps=4)
+    assert global_batches(shared, first_step) == whole[8 * first_step :]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_global_batches_do_not_depend_on_the_number_of_workers(tiny: Tiny, workers: int) -> None:
     config = settings_of(tiny)
-    whole = global_batches(config, world_size=1, micro=8, accumulation=1)
-    assert len(whole) == 40
-    assert global_batches(config, world_size=2, micro=2, accumulation=2) == whole
-    assert global_batches(config, world_size=4, micro=1, accumulation=2) == whole
-    assert global_batches(config, world_size=8, micro=1, accumulation=1) == whole
-    assert global_batches(config, world_size=2, micro=4, accumulation=1, first_step=3) == whole[24:]
+    whole = global_batches(loaders(config, tiny.root, 1, 8, 1, steps=4))
+    assert global_batches(loaders(config, tiny.root, 2, 2, 2, steps=4, workers=workers, prefetch=2)) == whole
 
 
-def test_pictures_are_read_by_offset_locally_and_from_another_store(tiny: Tiny) -> None:
-    index = read_index(str(tiny.root), "train", needs_aesthetic=True)
-    sample = index.sample(3)
-    with tarfile.open(tiny.root / sample.shard) as tar:
+def test_pictures_are_read_by_offset_and_mirrored(tiny: Tiny) -> None:
+    sample = index_of(tiny.root).sample(3)
+    with tarfile.open(tiny.root / sample.picture.shard) as tar:
         expected = Image.open(io.BytesIO(tar.extractfile(f"{sample.uid}.jpg").read())).convert("RGB")
-    still = AugmentConfig(flip_prob=0.0, jitter=0.0)
-    picture = ImageSource(str(tiny.root), still, 0).read(sample, False, 0)
-    mirrored = ImageSource(str(tiny.root), still, 0).read(sample, True, 0)
-    assert np.allclose(picture.transpose(1, 2, 0), np.asarray(expected) / 127.5 - 1.0, atol=1e-5)
-    assert np.array_equal(mirrored, picture[:, :, ::-1])
-    store = fsspec.filesystem("memory")
-    store.pipe(f"/elsewhere/{sample.shard}", (tiny.root / sample.shard).read_bytes())
-    assert np.array_equal(ImageSource("memory://elsewhere", still, 0).read(sample, False, 0), picture)
+    source = images_of(tiny.root, AugmentConfig(flip_prob=0.0, jitter=0.0))
+    picture = source.read(sample, False, 0)
+    assert picture.dtype == np.uint8
+    assert np.array_equal(picture.transpose(1, 2, 0), np.asarray(expected))
+    assert np.array_equal(source.read(sample, True, 0), picture[:, :, ::-1])
+
+
+def test_pictures_of_other_sizes_are_fitted_as_the_index_says(tiny: Tiny) -> None:
+    gradient = np.linspace(0, 255, 300, dtype=np.float32)[None, :, None].repeat(100, 0).repeat(3, 2)
+    fitted = fit_pixels(gradient.astype(np.uint8), (50, 100))
+    assert fitted.shape == (50, 100, 3)
+    assert np.abs(fitted[25, :, 0].astype(float) - gradient[0, 51:250:2, 0]).max() <= 2  # 25 px cut at either side
+    buffer = io.BytesIO()
+    Image.fromarray(gradient.astype(np.uint8)).save(buffer, "PNG")
+    assert np.array_equal(decode_rgb(buffer.getvalue(), (50, 100)), gradient.astype(np.uint8))
+    with pytest.raises(OSError):
+        decode_rgb(buffer.getvalue()[:200], (50, 100))
 
 
 def test_a_flip_chooses_the_mirrored_latent_and_mirrors_the_crop(tiny: Tiny) -> None:
-    sample = read_index(str(tiny.root), "train", needs_aesthetic=False).sample(0)
-    source = LatentSource(str(tiny.root), "train")
-    assert not np.array_equal(source.read(sample, False, 0), source.read(sample, True, 0))
-    wide = dataclasses.replace(sample, original_hw=(100, 300), bucket_hw=(50, 100), crop_left_px=10)
-    assert mirrored_crop_left_px(wide) == 150 - 100 - 10
-    share = np.mean([flips(AugmentConfig(), 0, epoch, sample.uid) for epoch in range(400)])
+    index, source = index_of(tiny.root), latents_of(tiny.root)
+    sample = index.sample(0)
+    still, mirrored = (np.load(io.BytesIO(source.reader.read(member))) for member in sample.latents)
+    assert np.array_equal(source.read(sample, False, 0), still)
+    assert np.array_equal(source.read(sample, True, 0), mirrored)
+    assert not np.array_equal(still, mirrored)
+    assert mirrored_crop_left_px((100, 300), (50, 100), 10) == 150 - 100 - 10
+    always = dataclasses.replace(base(), augment=AugmentConfig(flip_prob=1.0))
+    expected = mirrored_crop_left_px(sample.original_hw, sample.bucket_hw, sample.crop_left_px)
+    assert read_part(always, source, sample, 0).time_ids[3] == expected
+    share = np.mean([flips(AugmentConfig(), 0, visit, sample.uid) for visit in range(400)])
     assert 0.4 < share < 0.6
 
 
-def test_jitter_is_minor_and_can_be_off() -> None:
-    pixels = np.random.default_rng(0).random((8, 8, 3)).astype(np.float32)
-    assert np.allclose(jitter(pixels, 0.0, np.random.default_rng(0)), pixels, atol=1e-6)
-    changed = jitter(pixels, 0.05, np.random.default_rng(0))
-    assert 0.0 < np.abs(changed - pixels).mean() < 0.06
+def test_jitter_is_what_brightness_contrast_and_saturation_are() -> None:
+    pixels = np.random.default_rng(0).integers(60, 190, (8, 9, 3), dtype=np.uint8)
+    assert np.array_equal(jitter(pixels, 0.0, np.random.default_rng(0)), pixels)
+    changed = jitter(pixels, 0.05, np.random.default_rng(4))
+    brightness, contrast, saturation = 1 + 0.05 * np.random.default_rng(4).uniform(-1, 1, 3)
+    expected = pixels * brightness
+    expected = (expected - expected.mean()) * contrast + expected.mean()
+    grey = (expected @ np.array([0.299, 0.587, 0.114]))[..., None]
+    expected = (expected - grey) * saturation + grey
+    assert np.abs(changed - expected).max() <= 0.6  # OpenCV's fixed point
+    assert 0.0 < np.abs(changed.astype(float) - pixels).mean() < 12
 
 
-def test_latents_of_another_autoencoder_are_refused(tiny: Tiny) -> None:
-    from train.autoencoder import fingerprint, load_vae
-
+def test_latents_of_another_autoencoder_code_or_size_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     vae = load_vae(str(tiny.root / "vae"))
-    check_latents(str(tiny.root), fingerprint(vae), vae.config.scaling_factor)
+    check_latents(str(tiny.root), vae)
+    index = index_of(tiny.root)
+    check_sizes(index, latents_of(tiny.root))
+    with pytest.raises(ValueError, match=r"latents of another size: .*\(8, 8, 8\), \(8, 4, 4\) expected"):
+        check_sizes(index, dataclasses.replace(latents_of(tiny.root), factor=8))
+    with pytest.raises(WrongSize):
+        dataclasses.replace(latents_of(tiny.root), channels=32).read(index.sample(0), False, 0)
+    (tmp_path / "latents").mkdir()
+    said = json.loads((tiny.root / "latents/run.json").read_text())
+    (tmp_path / "latents/run.json").write_text(json.dumps(said | {"encoding": "something else"}))
+    with pytest.raises(ValueError, match="encoding is 'something else'"):
+        check_latents(str(tmp_path), vae)
     with torch.no_grad():
         next(vae.parameters()).mul_(1.001)
     with pytest.raises(ValueError, match="vae_fingerprint"):
-        check_latents(str(tiny.root), fingerprint(vae), vae.config.scaling_factor)
+        check_latents(str(tiny.root), vae)
+    with pytest.raises(FileNotFoundError, match="encode the latents"):
+        check_latents(str(tmp_path / "nowhere"), vae)
 
 
-def test_missing_variants_scores_and_tables_are_named(tiny: Tiny, tmp_path) -> None:
-    sample = read_index(str(tiny.root), "train", needs_aesthetic=False).sample(0)
+def test_a_missing_variant_is_named(tiny: Tiny) -> None:
+    sample = dataclasses.replace(index_of(tiny.root).sample(0), latents=(None, None), uid="abcd")
     with pytest.raises(ValueError, match="no variant 0 of sample abcd"):
-        LatentSource(str(tiny.root), "train").read(dataclasses.replace(sample, uid="abcd"), False, 0)
-    with pytest.raises(FileNotFoundError, match="tables/shards"):
-        read_index(str(tmp_path), "train", needs_aesthetic=False)
+        latents_of(tiny.root).read(sample, False, 0)
 
 
 def test_the_refiner_sees_each_samples_own_score(tiny: Tiny) -> None:
-    from train.data import read_part
-
     still = AugmentConfig(flip_prob=0.0)
-    index = read_index(str(tiny.root), "train", needs_aesthetic=True)
-    source = LatentSource(str(tiny.root), "train")
-    sample = index.sample(5)
+    sample = index_of(tiny.root).sample(5)
     ids = {
-        config.model: read_part(dataclasses.replace(config, augment=still), source, sample, 0).time_ids
+        config.model: read_part(dataclasses.replace(config, augment=still), latents_of(tiny.root), sample, 0).time_ids
         for config in (base(), refiner())
     }
     assert ids["refiner"] == (*sample.original_hw, sample.crop_top_px, sample.crop_left_px, sample.aesthetic)
     assert ids["base"][4:] == sample.bucket_hw
 
 
+@pytest.fixture
+def damaged(tiny: Tiny, tmp_path: Path) -> Path:
+    """A copy of the root: one picture overwritten, one shard cut off, one shard gone; latents as they were."""
+    root = tmp_path / "damaged"
+    shutil.copytree(tiny.root / "shards", root / "shards")
+    shutil.copytree(tiny.root / "tables", root / "tables")
+    index = index_of(root)
+    broken = index.sample(2).picture
+    with (root / broken.shard).open("r+b") as file:
+        file.seek(broken.offset)
+        file.write(b"\0" * broken.num_bytes)
+    shard = root / index.sample(29).picture.shard
+    shard.write_bytes(shard.read_bytes()[: index.sample(29).picture.offset + 100])
+    (root / index_of(root, "val").sample(0).picture.shard).unlink()
+    return root
+
+
+def test_bad_samples_are_named_and_replaced_the_same_way_everywhere(damaged: Path, tiny: Tiny) -> None:
+    config = dataclasses.replace(settings_of(tiny), root=str(damaged), source="images")
+    index, source = index_of(damaged), images_of(damaged, config.augment)
+    stand_in, bad = read_pick(config, index, source, 2, 5)
+    assert [(one.row, one.reason, one.uid) for one in bad] == [(2, "corrupt", index.sample(2).uid)]
+    assert index.sample(2).picture.shard in bad[0].message
+    assert stand_in.sample.row != 2
+    assert stand_in.sample.bucket_hw == index.sample(2).bucket_hw
+    assert read_pick(config, index, source, 2, 5)[0].sample == stand_in.sample
+    assert len({read_pick(config, index, source, 2, visit)[0].sample.row for visit in range(20)}) > 5
+    assert read_pick(config, index, source, 29, 0)[1][0].reason == "truncated"
+    with pytest.raises(BadSample, match="16 samples of one group in a row") as error:
+        read_pick(config, index_of(damaged, "val"), source, 0, 0)
+    assert "missing" in str(error.value)
+
+
+def test_bad_samples_are_counted_up_to_the_rate_then_an_error(damaged: Path, tiny: Tiny, tmp_path: Path) -> None:
+    config = dataclasses.replace(settings_of(tiny), root=str(damaged), source="images", steps=8)
+    log = tmp_path / "bad.jsonl"
+
+    def load(rate: float) -> Loader:
+        strict = dataclasses.replace(config, loader=LoaderConfig(workers=0, max_bad_rate=rate))
+        batch = dataclasses.replace(strict, batch=BatchConfig(global_batch=4, micro_batch=4))
+        source = images_of(damaged, config.augment)
+        return Loader(batch, index_of(damaged), source, rank=0, world_size=1, bad_log=log)
+
+    loader = load(0.001)
+    batches = list(loader.micro_batches(0))
+    assert len(batches) == 8
+    assert loader.bad["truncated"] >= 1 and loader.bad["corrupt"] >= 1
+    assert loader.bad.total() == len(log.read_text().splitlines()) <= 10
+    with pytest.raises(TooManyBad, match=r"max_bad_rate = 0.0: 1 of \d+ samples are bad"):
+        list(load(0.0).micro_batches(0))
+
+
+def test_the_check_finds_every_planted_fault(damaged: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    from train.check_data import main
+
+    shutil.copytree(tiny.root / "latents", damaged / "latents")
+    index_of(damaged, "val")
+    extra = damaged / "shards/train/32x32-00001.tar"
+    shutil.copy(damaged / "shards/train/32x32-00000.tar", extra)
+    assert main(["--root", str(damaged), "--check"]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = {(line["split"], line["reason"]) for line in lines if "reason" in line}
+    assert found == {
+        ("train", "corrupt"),
+        ("train", "truncated"),
+        ("train", "archive"),
+        ("train", "not_indexed"),
+        ("val", "missing"),
+    }
+    uids = {line.get("uid") for line in lines if line.get("reason") == "corrupt"}
+    assert uids == {index_of(damaged).sample(2).uid}
+    index_of(tiny.root, "val")
+    assert main(["--root", str(tiny.root), "--check"]) == 0
+    assert main(["--root", str(damaged / "nowhere"), "--check"]) == 2
+
+
 def test_table_offsets_point_at_the_pictures(tiny: Tiny) -> None:
-    row = read_index(str(tiny.root), "val", needs_aesthetic=False).table.to_pylist()[0]
-    assert member_bytes(tiny.root, row)[:2] == b"\xff\xd8"
+    picture = index_of(tiny.root, "val").sample(0).picture
+    assert member_bytes(tiny.root, vars(picture))[:2] == b"\xff\xd8"
+
+
+def test_the_order_reaches_every_row_of_the_index(tiny: Tiny) -> None:
+    config = settings_of(tiny)
+    index = index_of(tiny.root)
+    order = order_of(config, index)
+    rows = [row for step in range(order.batches_before(4)) for row in order.batch(step).rows.tolist()]
+    assert sorted(rows) == sorted(list(range(len(index))) * 4)

@@ -7,9 +7,19 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.training_utils import compute_snr
 
 from train.config import ObjectiveConfig
-from train.diffusion import add_noise, alphas_cumprod, draw, epsilon_loss, sample_latents
+from train.diffusion import (
+    add_noise,
+    alphas_cumprod,
+    draw,
+    loss_weights,
+    sample_latents,
+    squared_error,
+    target,
+    timestep_at,
+)
 from train.recipes import refiner
 
 OBJECTIVE = ObjectiveConfig()
@@ -67,5 +77,67 @@ def test_latents_are_drawn_as_diffusers_draws_them() -> None:
 
 def test_loss_is_the_mean_square_of_each_sample() -> None:
     prediction, noise = np.random.default_rng(0).standard_normal((2, 3, 4, 5, 6))
-    losses = epsilon_loss(torch.from_numpy(prediction), torch.from_numpy(noise))
+    losses = squared_error(torch.from_numpy(prediction), torch.from_numpy(noise))
     assert np.allclose(losses.numpy(), ((prediction - noise) ** 2).mean(axis=(1, 2, 3)), atol=1e-6)
+
+
+V_ZERO = ObjectiveConfig(prediction="v", zero_terminal_snr=True)
+
+
+def test_zero_terminal_snr_and_velocities_agree_with_diffusers() -> None:
+    oracle = DDPMScheduler(
+        1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    mine_T = alphas_cumprod(V_ZERO)
+    assert float(mine_T[-1]) == 0.0
+    assert (mine_T - oracle.alphas_cumprod).abs().max() <= 1e-6
+    latents, noise = torch.randn(2, 5, 4, 8, 6, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([0, 1, 199, 500, 999])
+    assert (
+        add_noise(latents, noise, timesteps, mine_T) - oracle.add_noise(latents, noise, timesteps)
+    ).abs().max() <= 1e-6
+    velocity = target(V_ZERO, latents, noise, timesteps, mine_T)
+    assert (velocity - oracle.get_velocity(latents, noise, timesteps)).abs().max() <= 1e-6
+    assert torch.equal(target(OBJECTIVE, latents, noise, timesteps, mine_T), noise)
+
+
+@pytest.mark.parametrize(("prediction", "zero"), [("epsilon", False), ("v", False), ("v", True)])
+def test_min_snr_weights_agree_with_diffusers(prediction: str, zero: bool) -> None:
+    oracle = DDPMScheduler(
+        1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=zero
+    )
+    objective = ObjectiveConfig(prediction=prediction, zero_terminal_snr=zero, min_snr_gamma=5.0)
+    timesteps = torch.arange(1000)
+    snr = compute_snr(oracle, timesteps)
+    divisor = snr if prediction == "epsilon" else snr + 1  # as diffusers' SDXL training script does
+    expected = torch.minimum(snr, torch.tensor(5.0)) / divisor
+    mine = loss_weights(objective, timesteps, alphas_cumprod(objective))
+    assert (mine - expected).abs().max() <= 1e-5
+    plain = ObjectiveConfig(prediction=prediction, zero_terminal_snr=zero)
+    assert torch.equal(loss_weights(plain, timesteps, alphas_cumprod(plain)), torch.ones(1000))
+
+
+def test_biased_timesteps_have_the_weights_of_diffusers_script() -> None:
+    objective = ObjectiveConfig(timestep_bias=3.0, timestep_bias_low=100, timestep_bias_high=349)
+    weights = np.ones(1000)  # generate_timestep_weights of the SDXL script, strategy range
+    weights[100:350] *= 3.0
+    draws = 60_000
+    counts = np.bincount([timestep_at(objective, (number + 0.5) / draws) for number in range(draws)], minlength=1000)
+    assert np.abs(counts - draws * weights / weights.sum()).max() <= 1.0
+    assert timestep_at(objective, 0.0) == 0
+    assert timestep_at(objective, 1.0 - 2.0**-53) == 999
+    flat = [timestep_at(refiner().objective, (number + 0.5) / 2000) for number in range(2000)]
+    assert np.array_equal(np.bincount(flat), np.full(200, 10))
+
+
+def test_captions_are_emptied_in_their_share_and_apart_from_dropout() -> None:
+    objective = ObjectiveConfig(conditioning_dropout=0.2, caption_dropout=0.3)
+    draws = draw(objective, [(5, number) for number in range(6000)], (1, 1, 1))
+    assert float(draws.dropped_B.float().mean()) == pytest.approx(0.2, abs=0.02)
+    assert float(draws.emptied_B.float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert float((draws.dropped_B & draws.emptied_B).float().mean()) == pytest.approx(0.06, abs=0.012)

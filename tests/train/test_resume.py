@@ -1,0 +1,55 @@
+"""A checkpoint is continued by the run that wrote it, or refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from train.checkpoint import State
+from train.config import LoaderConfig, OrderConfig, TrainConfig
+from train.recipes import base
+from train.resume import check_same_run
+
+
+def state(config: TrainConfig, index: str = "one") -> State:
+    return State(
+        step=3,
+        seed=config.seed,
+        ema_updates=3,
+        num_elements=1,
+        adam_step=3.0,
+        config=dataclasses.asdict(config),
+        index_digest=index,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 1}, "seed = 1, but the checkpoint has 0"),
+        ({"batch": dataclasses.replace(base().batch, global_batch=64)}, "batch.global_batch = 64, but .* 2048"),
+        ({"objective": dataclasses.replace(base().objective, prediction="v")}, "objective = .*'v'"),
+        ({"order": OrderConfig(mixing={"web": 1.0})}, "order = "),
+        ({"source": "images"}, "source = 'images'"),
+    ],
+)
+def test_what_would_change_the_numbers_is_refused_by_name(changes: dict, told: str) -> None:
+    config = base()
+    with pytest.raises(ValueError, match=f"cannot continue: {told}.*start a new run in another folder"):
+        check_same_run(Path("step-3"), state(config), dataclasses.replace(config, **changes), "one")
+
+
+def test_other_data_is_refused_and_another_cluster_is_not() -> None:
+    config = base()
+    with pytest.raises(ValueError, match=r"the samples are not those of the checkpoint \(index two, was one\)"):
+        check_same_run(Path("step-3"), state(config), config, "two")
+    elsewhere = dataclasses.replace(
+        config,
+        batch=dataclasses.replace(config.batch, micro_batch=2, grad_accumulation=4),
+        loader=LoaderConfig(workers=1),
+        steps=7,
+        ranks=3,
+    )
+    check_same_run(Path("step-3"), state(config), elsewhere, "one")

@@ -1,0 +1,153 @@
+"""The check behind python -m train.data --check: every shard and every entry of the index is read."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from PIL import Image
+
+from curate.tar import BLOCK, index_tar
+from train.index import Index, Sample, open_index
+from train.samples import all_finite, array_of
+from train.shards import BadSample, ShardReader
+
+PROG = "train.data"
+ROWS = 2000
+"""Rows that a worker reads at a time."""
+SHOWN = 50
+"""Faults that are printed for each split; the counts are of all."""
+Fault = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print each fault as a JSON line and a summary; exit code 1 where there is any, 2 where nothing could be read."""
+    parser = argparse.ArgumentParser(prog=PROG, description="Read every shard and index entry, report what is wrong.")
+    parser.add_argument("--root", required=True, help="folder (fsspec URL) with shards/")
+    parser.add_argument("--check", action="store_true", required=True, help="what to do; there is nothing else")
+    parser.add_argument("--index", help="local folder with the index (default: <root>/index)")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    args = parser.parse_args(argv)
+    from train.index_build import index_folder, splits_of
+
+    try:
+        indexes = {split: open_index(index_folder(args.root, args.index, split)) for split in splits_of(args.root)}
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 2
+    total = 0
+    for split, index in indexes.items():
+        counts: Counter[str] = Counter()
+        for fault in faults(args.root, split, index, args.workers):
+            counts[fault["reason"]] += 1
+            if counts.total() <= SHOWN:
+                print(json.dumps({"split": split, **fault}))
+        print(json.dumps({"split": split, "rows": len(index), "faults": counts.total(), "by_reason": dict(counts)}))
+        total += counts.total()
+    return 1 if total else 0
+
+
+def faults(root: str, split: str, index: Index, workers: int) -> Iterator[Fault]:
+    """Yield what is wrong with the entries of an index, then with the shards of the split."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        starts = range(0, len(index), ROWS)
+        entries = pool.map(_check_rows, [root] * len(starts), [index] * len(starts), starts)
+        indexed: dict[str, int] = {}
+        for found, shards in entries:
+            yield from found
+            for shard, count in shards.items():
+                indexed[shard] = indexed.get(shard, 0) + count
+        known = sorted(set(indexed) | set(_tars(root, split)))
+        told = [None if index.left_out else indexed.get(shard, 0) for shard in known]
+        for found in pool.map(_check_shard, [root] * len(known), known, told):
+            yield from found
+
+
+def _check_rows(root: str, index: Index, start: int) -> tuple[list[Fault], dict[str, int]]:
+    """Return the faults of some rows, and how many entries they have in each shard."""
+    reader = ShardReader(root=root)
+    found: list[Fault] = []
+    shards: Counter[str] = Counter()
+    for row in range(start, min(start + ROWS, len(index))):
+        try:
+            sample = index.sample(row)
+        except (ValueError, UnicodeDecodeError) as error:
+            found.append({"row": row, "reason": "index", "message": str(error)})
+            continue
+        shards[sample.picture.shard] += 1
+        shards.update({member.shard: 1 for member in sample.latents if member is not None})
+        found += [{"row": row, "uid": sample.uid, **fault} for fault in _check_sample(reader, sample)]
+    return found, dict(shards)
+
+
+def _check_sample(reader: ShardReader, sample: Sample) -> Iterator[Fault]:
+    try:
+        _check_picture(reader.read(sample.picture), sample)
+    except BadSample as error:
+        yield {"reason": error.reason, "message": str(error)}
+    for member in sample.latents:
+        try:
+            if member is not None:
+                _check_moments(reader.read(member), sample)
+        except BadSample as error:
+            yield {"reason": error.reason, "message": str(error)}
+
+
+def _check_picture(data: bytes, sample: Sample) -> None:
+    """Raise BadSample where the picture does not decode to its last row."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadSample("corrupt", f"{sample.picture.shard} at {sample.picture.offset}: {error}") from error
+
+
+def _check_moments(data: bytes, sample: Sample) -> None:
+    """Raise BadSample where the moments are no finite array in the aspect of the bucket."""
+    try:
+        moments_CHW = array_of(data)
+    except ValueError as error:
+        raise BadSample("corrupt", f"moments of {sample.uid}: {error}") from error
+    height, width = sample.bucket_hw
+    fits = moments_CHW.ndim == 3 and moments_CHW.shape[1] * width == moments_CHW.shape[2] * height
+    if not fits or not all_finite(moments_CHW):
+        raise BadSample("corrupt", f"moments of {sample.uid}: shape {moments_CHW.shape} for a picture {height}x{width}")
+
+
+def _check_shard(root: str, shard: str, entries: int | None) -> list[Fault]:
+    """Return what is wrong with a tar as an archive, and with the number of its samples in the index, where known."""
+    fs, folder = fsspec.core.url_to_fs(root)
+    path = f"{folder}/{shard}"
+    try:
+        with fs.open(path, "rb") as file:
+            members = list(index_tar(cast(BinaryIO, file), fs.size(path)))
+    except FileNotFoundError:
+        return [{"shard": shard, "reason": "missing", "message": f"missing: {path}"}]
+    found = [
+        {"shard": shard, "reason": "archive", "message": f"{shard}: {member.name or 'the archive'}: {member.error}"}
+        for member in members
+        if member.status is not None
+    ]
+    keys = {member.name.split(".")[0] for member in members if member.status is None and member.offset >= BLOCK}
+    if entries is not None and len(keys) != entries and not found:
+        told = f"{shard}: {len(keys)} samples in the tar, {entries} in the index; build the index again"
+        found.append({"shard": shard, "reason": "not_indexed", "message": told})
+    return found
+
+
+def _tars(root: str, split: str) -> list[str]:
+    fs, folder = fsspec.core.url_to_fs(root)
+    paths = [path for kind in ("shards", "latents") for path in fs.glob(f"{folder}/{kind}/{split}/*.tar")]
+    return [path.removeprefix(f"{folder}/") for path in paths]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

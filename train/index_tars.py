@@ -1,0 +1,118 @@
+"""Any WebDataset as fragments of an index: `<key>.jpg` with `<key>.txt` and `<key>.json` in tars under shards/<split>/.
+
+The JSON may hold what the curation's does (sizes, crop, score, source, uid). What it does not name comes
+from the picture: its own size is the original one, the nearest aspect bucket is where it is fitted to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+
+from curate.buckets import ladder, nearest
+from curate.image import UnreadableImage, read_header
+from curate.resize import enlargement
+from curate.tar import TarMember, index_tar
+from train.index_build import Fragments
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("uid", "source", "split", "shard", "caption")]
+    + [(name, pa.int64()) for name in ("offset", "num_bytes")]
+    + [(f"{what}_{side}_px", pa.int32()) for what in ("bucket", "original") for side in ("height", "width")]
+    + [("crop_top_px", pa.int32()), ("crop_left_px", pa.int32()), ("aesthetic", pa.float32())]
+)
+
+
+def tar_fragments(root: str, split: str, resolution_px: int) -> Fragments:
+    """Return each tar as a fragment; raises FileNotFoundError where there is none."""
+    fs, folder = fsspec.core.url_to_fs(root)
+    sizes = {path: fs.size(path) for path in sorted(fs.glob(f"{folder}/shards/{split}/*.tar"))}
+    if not sizes:
+        raise FileNotFoundError(f"{root}/shards/{split}: neither tables/shards nor tars there; run the export step")
+    relative = {path.removeprefix(f"{folder}/"): path for path in sizes}
+
+    def read(name: str) -> pa.Table:
+        with fs.open(relative[name], "rb") as file:
+            rows = _rows(cast(BinaryIO, file), sizes[relative[name]], name, split, resolution_px)
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+    identity = [resolution_px, sorted(relative), list(sizes.values())]
+    return Fragments(
+        names=tuple(sorted(relative)), read=read, digest=hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    )
+
+
+def _rows(file: BinaryIO, num_bytes: int, shard: str, split: str, resolution_px: int) -> list[dict[str, Any]]:
+    """Return a row for each picture; raises ValueError naming a tar that is damaged."""
+    samples: dict[str, dict[str, TarMember]] = {}
+    for member in index_tar(file, num_bytes):
+        if member.status is not None:
+            raise ValueError(f"{shard}: {member.name or 'the archive'}: {member.error}; mend or remove the shard")
+        path = PurePosixPath(member.name)
+        samples.setdefault(str(path.with_suffix("")), {})[path.suffix.lower()] = member
+    rows = []
+    for key, members in samples.items():
+        picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
+        if picture is not None:
+            rows.append(_row(file, shard, split, key, picture, members, resolution_px))
+    return rows
+
+
+def _row(
+    file: BinaryIO,
+    shard: str,
+    split: str,
+    key: str,
+    picture: TarMember,
+    members: dict[str, TarMember],
+    resolution_px: int,
+) -> dict[str, Any]:
+    said = json.loads(_bytes(file, members[".json"])) if ".json" in members else {}
+    caption = _bytes(file, members[".txt"]).decode("utf-8", "replace") if ".txt" in members else said.get("caption")
+    row = {
+        "uid": hashlib.sha256(f"{shard}\n{key}".encode()).hexdigest()[:32],
+        "source": "shards",
+        "aesthetic": None,
+        **({} if "bucket_height_px" in said else _fitted(file, shard, picture, resolution_px)),
+        **{name: said[name] for name in SCHEMA.names if name in said and (name != "uid" or _is_uid(said[name]))},
+    }
+    place = {"split": split, "shard": shard, "offset": picture.offset, "num_bytes": picture.num_bytes}
+    return row | place | {"caption": caption}
+
+
+def _is_uid(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None
+
+
+def _fitted(file: BinaryIO, shard: str, picture: TarMember, resolution_px: int) -> dict[str, int]:
+    """Return the conditioning of a picture that says nothing of itself, as `curate.resize.fit` will cut it."""
+    try:
+        header = read_header(_bytes(file, picture))
+    except UnreadableImage as error:
+        raise ValueError(f"{shard}: {picture.name}: {error}; mend or remove the sample") from error
+    bucket = nearest(header.height_px, header.width_px, ladder(resolution_px))
+    factor = enlargement(header.height_px, header.width_px, bucket)
+    return {
+        "bucket_height_px": bucket[0],
+        "bucket_width_px": bucket[1],
+        "original_height_px": header.height_px,
+        "original_width_px": header.width_px,
+        "crop_top_px": (max(bucket[0], round(header.height_px * factor)) - bucket[0]) // 2,
+        "crop_left_px": (max(bucket[1], round(header.width_px * factor)) - bucket[1]) // 2,
+    }
+
+
+def _bytes(file: BinaryIO, member: TarMember) -> bytes:
+    """Return a member's bytes; index_tar finds its own way back."""
+    position = file.tell()
+    file.seek(member.offset)
+    data = file.read(member.num_bytes)
+    file.seek(position)
+    return data

@@ -1,0 +1,102 @@
+"""From a batch to its loss: the frozen networks, and what the U-Net is asked.
+
+Shape legend: B batch, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from train.autoencoder import check_latents, latent_factor, load_vae, moments
+from train.conditioning import TextEncoder, drop_text
+from train.config import TrainConfig
+from train.data import Batch
+from train.diffusion import (
+    Draws,
+    add_noise,
+    alphas_cumprod,
+    draw,
+    loss_weights,
+    sample_latents,
+    squared_error,
+    target,
+)
+from train.index import Index
+from train.samples import ImageSource, LatentSource
+from train.shards import shard_reader
+from train.validation import latent_shape
+
+_STEP_DRAWS = 31
+
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(noisy latents, timesteps, text, pooled text, time ids) to the prediction in fp32."""
+
+
+class Frozen:
+    """The networks that do not learn, outside the engine: text towers and autoencoder."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
+        self.text = TextEncoder(config.text_towers, device, dtype)
+        vae = load_vae(config.vae_folder)
+        self.scaling_factor = float(vae.config.scaling_factor)
+        self._vae_factor = latent_factor(vae)
+        cached = config.source == "latents"
+        if cached:
+            check_latents(config.data_root, vae)
+        self.factor = 1 if cached else self._vae_factor
+        self.vae = None if cached else vae.to(device=device, dtype=dtype)
+
+    def source(self, index: Index) -> LatentSource | ImageSource:
+        """Return what reads the samples of an index."""
+        config = self._config
+        reader = shard_reader(config.data_root, config.loader, index.digest)
+        if config.source == "latents":
+            return LatentSource(reader=reader, channels=2 * config.unet.latent_channels, factor=self._vae_factor)
+        return ImageSource(reader=reader, augment=config.augment, seed=config.seed)
+
+    def moments(self, batch: Batch) -> torch.Tensor:
+        """Return the posterior moments of a batch on this rank's device."""
+        arrays_BCHW = batch.arrays_BCHW.to(self._device)
+        if self.vae is None:
+            return arrays_BCHW
+        return moments(self.vae, arrays_BCHW.float() / 127.5 - 1.0)
+
+
+class Objective:
+    """From a batch and its draws to a loss for each sample."""
+
+    def __init__(self, config: TrainConfig, frozen: Frozen, predict: Predict) -> None:
+        self._config = config
+        self._frozen = frozen
+        self._predict = predict
+
+    def draws(self, batch: Batch) -> Draws:
+        """Return the batch's draws, keyed by (seed, step, position in the global batch)."""
+        keys = [(self._config.seed, _STEP_DRAWS, batch.step, position) for position in batch.positions]
+        return draw(self._config.objective, keys, latent_shape(self._config, batch, self._frozen.factor))
+
+    def losses(self, batch: Batch, draws: Draws) -> torch.Tensor:
+        """Return each sample's loss, shape (B,)."""
+        objective = self._config.objective
+        moments_BCHW = self._frozen.moments(batch)
+        device = moments_BCHW.device
+        alphas_cumprod_T = alphas_cumprod(objective).to(device)
+        noise_BCHW, timesteps_B = draws.noise_BCHW.to(device), draws.timesteps_B.to(device)
+        latents_BCHW = sample_latents(moments_BCHW, draws.posterior_BCHW.to(device), self._frozen.scaling_factor)
+        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
+        text_BLD, pooled_BD = self._text(batch, draws, device)
+        prediction_BCHW = self._predict(noisy_BCHW, timesteps_B, text_BLD, pooled_BD, batch.time_ids_BT.to(device))
+        target_BCHW = target(objective, latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
+        return squared_error(prediction_BCHW, target_BCHW) * loss_weights(objective, timesteps_B, alphas_cumprod_T)
+
+    def _text(self, batch: Batch, draws: Draws, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        zeroed = self._config.objective.dropped_text == "zeros"
+        emptied_B = draws.emptied_B if zeroed else draws.emptied_B | draws.dropped_B
+        captions = ["" if empty else text for text, empty in zip(batch.captions, emptied_B.tolist(), strict=True)]
+        text_BLD, pooled_BD = self._frozen.text(captions)
+        return drop_text(text_BLD, pooled_BD, draws.dropped_B.to(device)) if zeroed else (text_BLD, pooled_BD)

@@ -1,0 +1,236 @@
+"""One sample as the network sees it: bytes to moments or pixels, flip and jitter, and who stands in for a bad one.
+
+Shape legend: C channels, H and W height and width (of pictures in px, of moments in latent pixels).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from train.config import AugmentConfig, TrainConfig
+from train.index import Index, Sample
+from train.micro_conditioning import mirrored_crop_left_px, time_ids
+from train.permutation import key
+from train.shards import BadSample, ShardReader
+
+_FLIP, _JITTER, _STAND_IN = 11, 12, 13
+STAND_INS = 16
+"""How many samples in a row may be bad before that is an error of its own."""
+LUMA_RGB = np.array([0.299, 0.587, 0.114])
+
+
+class WrongSize(BadSample):
+    """Moments of another size than their bucket's."""
+
+
+class Source(Protocol):
+    """Reads what the network sees of one sample."""
+
+    def read(self, sample: Sample, flipped: bool, visit: int) -> np.ndarray:
+        """Return the CHW array of the sample, mirrored where asked for; raises BadSample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One sample of a micro-batch."""
+
+    sample: Sample
+    """Its row."""
+    time_ids: tuple[float, ...]
+    """Its micro-conditioning, the crop mirrored with the picture."""
+    array_CHW: np.ndarray
+    """Its moments or picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad:
+    """A sample that could not be used."""
+
+    uid: str
+    """Its identity."""
+    row: int
+    """Its row of the index."""
+    reason: str
+    """missing, truncated or corrupt."""
+    message: str
+    """What was found, with the shard's name."""
+
+
+def read_pick(config: TrainConfig, index: Index, source: Source, row: int, visit: int) -> tuple[Part, list[Bad]]:
+    """Return the sample of a row, or its stand-in, and whatever was bad on the way.
+
+    The stand-in is a function of (seed, row, visit), from the same bucket, source and weight, so every
+    rank and every resumed run takes the same one. Raises BadSample where no stand-in is whole.
+    """
+    bad: list[Bad] = []
+    group = index.group_of(row)
+    candidate = row
+    for attempt in range(STAND_INS):
+        sample = index.sample(candidate)
+        try:
+            return read_part(config, source, sample, visit), bad
+        except BadSample as error:
+            bad.append(Bad(uid=sample.uid, row=candidate, reason=error.reason, message=str(error)))
+        candidate = group.first_row + key(config.seed, _STAND_IN, row, visit, attempt) % group.num_rows
+    raise BadSample("corrupt", f"{STAND_INS} samples of one group in a row, the last one: {bad[-1].message}")
+
+
+def read_part(config: TrainConfig, source: Source, sample: Sample, visit: int) -> Part:
+    """Return the sample as it is seen at a visit; flip and jitter are functions of (seed, visit, uid)."""
+    flipped = flips(config.augment, config.seed, visit, sample.uid)
+    left_px = sample.crop_left_px
+    if flipped:
+        left_px = mirrored_crop_left_px(sample.original_hw, sample.bucket_hw, left_px)
+    ids = time_ids(config.model, sample.original_hw, (sample.crop_top_px, left_px), sample.bucket_hw, sample.aesthetic)
+    return Part(sample=sample, time_ids=ids, array_CHW=source.read(sample, flipped, visit))
+
+
+def flips(augment: AugmentConfig, seed: int, visit: int, uid: str) -> bool:
+    """Return whether the sample is mirrored at this visit."""
+    return key(seed, _FLIP, visit, int(uid[:16], 16)) < augment.flip_prob * 2.0**64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSource:
+    """Posterior moments from latent shards; the flip chooses the mirrored variant."""
+
+    reader: ShardReader
+    """Where the shards are."""
+    channels: int
+    """Channels of the moments: twice those of the latent."""
+    factor: int
+    """Pixels of the picture for each latent pixel, along a side."""
+
+    def read(self, sample: Sample, flipped: bool, visit: int) -> np.ndarray:
+        """Return the moments as they are stored; raises ValueError where the variant was not encoded."""
+        member = sample.latents[int(flipped)]
+        if member is None:
+            raise ValueError(
+                f"tables/latents: no variant {int(flipped)} of sample {sample.uid};"
+                " encode with flip, or set augment.flip_prob to 0"
+            )
+        data = self.reader.read(member)
+        try:
+            moments_CHW = array_of(data)
+        except ValueError as error:
+            raise BadSample("corrupt", f"{member.shard} at {member.offset}: {error}") from error
+        wanted = (self.channels, *(side // self.factor for side in sample.bucket_hw))
+        if moments_CHW.shape != wanted:
+            told = f"moments of shape {moments_CHW.shape}, {wanted} expected"
+            raise WrongSize("corrupt", f"{member.shard} at {member.offset}: {told}")
+        if not all_finite(moments_CHW):
+            raise BadSample("corrupt", f"{member.shard} at {member.offset}: moments that are not finite")
+        return moments_CHW
+
+
+def array_of(npy: bytes) -> np.ndarray:
+    """Return the array of a .npy file without a copy; raises ValueError where it is none, or is too short."""
+    dtype, shape, start = _npy_header(npy[:128])
+    return np.frombuffer(npy, dtype, count=math.prod(shape), offset=start).reshape(shape)
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Return whether every number is finite; by float16's exponent bits, which is faster than isfinite."""
+    if array.dtype == np.float16:
+        return not bool(((array.view(np.uint16) & 0x7C00) == 0x7C00).any())
+    return bool(np.isfinite(array).all())
+
+
+@functools.lru_cache(maxsize=1024)
+def _npy_header(first_bytes: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
+    file = io.BytesIO(first_bytes)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"a .npy of version {version}, (1, 0) expected")
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    if by_columns or dtype.hasobject:
+        raise ValueError(f"a .npy of {dtype}, by columns or of objects")
+    return dtype, shape, file.tell()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Pictures from train shards, fitted to their bucket, mirrored and lightly jittered."""
+
+    reader: ShardReader
+    """Where the shards are."""
+    augment: AugmentConfig
+    """Strength of the jitter."""
+    seed: int
+    """Seed of the jitter."""
+
+    def read(self, sample: Sample, flipped: bool, visit: int) -> np.ndarray:
+        """Return the picture as uint8."""
+        data = self.reader.read(sample.picture)
+        try:
+            pixels_HWC = decode_rgb(data, sample.bucket_hw)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BadSample("corrupt", f"{sample.picture.shard} at {sample.picture.offset}: {error}") from error
+        pixels_HWC = fit_pixels(pixels_HWC, sample.bucket_hw)
+        if self.augment.jitter:
+            pixels_HWC = jitter(pixels_HWC, self.augment.jitter, _rng(self.seed, _JITTER, visit, sample.uid))
+        if flipped:
+            pixels_HWC = pixels_HWC[:, ::-1]
+        return pixels_HWC.transpose(2, 0, 1)
+
+
+def check_sizes(index: Index, source: Source) -> None:
+    """Raise ValueError where the first sample of a group has moments of another size than its bucket's."""
+    for group in index.groups:
+        try:
+            source.read(index.sample(group.first_row), False, 0)
+        except WrongSize as error:
+            told = "encode the latents again (python pipelines/encode.py), or set unet.latent_channels"
+            raise ValueError(f"latents of another size: {error}; {told}") from error
+        except BadSample:
+            continue  # counted when it is read for training
+
+
+def decode_rgb(data: bytes, bucket_hw: tuple[int, int]) -> np.ndarray:
+    """Return a picture as uint8 HWC; a JPEG of twice the bucket's size or more is decoded at a reduced one."""
+    if data[:2] == b"\xff\xd8":
+        try:
+            height_px, width_px = (2 * side for side in bucket_hw)
+            return simplejpeg.decode_jpeg(data, "RGB", min_height=height_px, min_width=width_px)
+        except ValueError:
+            pass  # CMYK and the like, which Pillow reads, and what is broken, which Pillow names
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def fit_pixels(pixels_HWC: np.ndarray, bucket_hw: tuple[int, int]) -> np.ndarray:
+    """Return the picture scaled to cover its bucket and cropped at the centre, as the index says it will be."""
+    height_px, width_px = pixels_HWC.shape[:2]
+    if (height_px, width_px) == bucket_hw:
+        return pixels_HWC
+    factor = max(bucket_hw[0] / height_px, bucket_hw[1] / width_px)
+    scaled_hw = max(bucket_hw[0], round(height_px * factor)), max(bucket_hw[1], round(width_px * factor))
+    filter_ = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    scaled_HWC = cv2.resize(pixels_HWC, (scaled_hw[1], scaled_hw[0]), interpolation=filter_)
+    top, left = (scaled_hw[0] - bucket_hw[0]) // 2, (scaled_hw[1] - bucket_hw[1]) // 2
+    return scaled_HWC[top : top + bucket_hw[0], left : left + bucket_hw[1]]
+
+
+def jitter(pixels_HWC: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the uint8 picture with brightness, contrast and saturation each changed by up to `strength`.
+
+    All three are affine in the pixel, so they are one 3 x 4 matrix and one rounding.
+    """
+    brightness, contrast, saturation = 1.0 + strength * rng.uniform(-1.0, 1.0, 3)
+    mean = float(np.mean(cv2.mean(pixels_HWC)[:3])) * brightness
+    colour = saturation * np.eye(3) + (1.0 - saturation) * np.ones((3, 1)) * LUMA_RGB
+    matrix = np.concatenate([colour * brightness * contrast, np.full((3, 1), mean * (1.0 - contrast))], axis=1)
+    return cv2.transform(np.ascontiguousarray(pixels_HWC), matrix)
+
+
+def _rng(seed: int, purpose: int, visit: int, uid: str) -> np.random.Generator:
+    return np.random.default_rng(key(seed, purpose, visit, int(uid[:16], 16)))

@@ -1,0 +1,207 @@
+"""Bytes of shards by offset: straight from a local disk, through a bounded local cache of blocks from elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+
+from train.config import LoaderConfig
+from train.index import Member
+
+LOCKS = 64
+"""Blocks that are fetched at the same time on one node."""
+
+Reason = Literal["missing", "truncated", "corrupt"]
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used: its shard is missing, ends too early, or holds something else."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReader:
+    """Reads members of tars below a root."""
+
+    root: str
+    """Folder by fsspec URL."""
+    cache: BlockCache | None = None
+    """Where blocks of remote shards are kept; None reads each member by itself."""
+
+    def read(self, member: Member) -> bytes:
+        """Return the member's bytes; raises BadSample where the shard is missing or ends before them."""
+        try:
+            data = self._bytes(member)
+        except FileNotFoundError as error:
+            raise BadSample("missing", f"{self.root}/{member.shard}") from error
+        if len(data) != member.num_bytes:
+            found = f"{len(data)} of {member.num_bytes} bytes at {member.offset}"
+            raise BadSample("truncated", f"{self.root}/{member.shard}: {found}")
+        return data
+
+    def warm(self, member: Member) -> None:
+        """Fetch the blocks of a remote member into the cache; what is missing shows when it is read."""
+        if self.cache is None or _is_local(self.root):
+            return
+        for block in self.cache.blocks(member):
+            with contextlib.suppress(FileNotFoundError):
+                self.cache.fetch(self.root, member.shard, block)
+
+    def _bytes(self, member: Member) -> bytes:
+        if _is_local(self.root):
+            path = f"{_filesystem(self.root)[1]}/{member.shard}"
+            return _opened(path).read(member)
+        if self.cache is None:
+            return fetch_range(self.root, member.shard, member.offset, member.num_bytes)
+        first = member.offset // self.cache.block_bytes * self.cache.block_bytes
+        data = b"".join(self.cache.read(self.root, member.shard, block) for block in self.cache.blocks(member))
+        return data[member.offset - first : member.offset - first + member.num_bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCache:
+    """Blocks of remote shards in a local folder that never holds more than `max_bytes`, shared by processes.
+
+    The block that was used longest ago goes first. A reader keeps an open file, so that nobody
+    takes a block away from under it.
+    """
+
+    folder: str
+    """Local folder."""
+    version: str
+    """Identity of the index: shards that were written again are other blocks."""
+    max_bytes: int
+    """Most that the folder holds."""
+    block_bytes: int
+    """Length of a block."""
+
+    def blocks(self, member: Member) -> range:
+        """Return the numbers of the blocks that a member lies in."""
+        return range(
+            member.offset // self.block_bytes, (member.offset + max(1, member.num_bytes) - 1) // self.block_bytes + 1
+        )
+
+    def read(self, root: str, shard: str, block: int) -> bytes:
+        """Return a block, shorter than the others at a shard's end; raises FileNotFoundError."""
+        path = self._path(root, shard, block)
+        try:
+            data = path.read_bytes()
+            os.utime(path)
+            return data
+        except FileNotFoundError:
+            return self.fetch(root, shard, block)
+
+    def fetch(self, root: str, shard: str, block: int) -> bytes:
+        """Return a block, from the store if need be: whoever else wants it waits and finds it."""
+        path = self._path(root, shard, block)
+        with self._lock(f"block-{int(path.name, 16) % LOCKS:02d}"):
+            with contextlib.suppress(FileNotFoundError):
+                return path.read_bytes()
+            data = fetch_range(root, shard, block * self.block_bytes, self.block_bytes)
+            self._keep(path, data)
+            return data
+
+    def used_bytes(self) -> int:
+        """Return what the folder holds now."""
+        return sum(size for _, size, _ in self._entries())
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        with self._lock("room"):
+            entries = sorted(self._entries())
+            used = sum(size for _, size, _ in entries)
+            while entries and used + len(data) > self.max_bytes:
+                _, size, oldest = entries.pop(0)
+                os.unlink(oldest)
+                used -= size
+            draft = path.with_name(f".{path.name}.partial")
+            draft.write_bytes(data)
+            os.replace(draft, path)
+
+    def _entries(self) -> Iterator[tuple[int, int, str]]:
+        """Yield (time of last use in ns, length, path) of each block."""
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.is_file() and not entry.name.startswith("."):
+                    found = entry.stat()
+                    yield found.st_mtime_ns, found.st_size, entry.path
+
+    def _path(self, root: str, shard: str, block: int) -> Path:
+        return Path(self.folder) / hashlib.sha256(f"{self.version}\n{root}/{shard}\n{block}".encode()).hexdigest()
+
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        folder = Path(self.folder) / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def shard_reader(root: str, loader: LoaderConfig, index_digest: str) -> ShardReader:
+    """Return a reader with the configured cache, of which a local root has no need."""
+    if _is_local(root):
+        return ShardReader(root=root)
+    parent = loader.cache_folder or f"{tempfile.gettempdir()}/darkroom-cache-{os.getuid()}"
+    cache = BlockCache(
+        folder=parent,
+        version=index_digest,
+        max_bytes=int(loader.cache_gb * 1e9),
+        block_bytes=loader.block_mb * 1_000_000,
+    )
+    return ShardReader(root=root, cache=cache)
+
+
+def fetch_range(root: str, shard: str, offset: int, num_bytes: int) -> bytes:
+    """Return a stretch of a remote shard, shorter where it ends; raises FileNotFoundError."""
+    fs, folder, _ = _filesystem(root)
+    path = f"{folder}/{shard}"
+    try:
+        return fs.cat_file(path, start=offset, end=offset + num_bytes)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        if fs.info(path)["size"] <= offset:  # S3 refuses a range that starts behind the end
+            return b""
+        raise
+
+
+def _is_local(root: str) -> bool:
+    return _filesystem(root)[2]
+
+
+@functools.lru_cache(maxsize=8)
+def _filesystem(root: str) -> tuple[Any, str, bool]:
+    fs, folder = fsspec.core.url_to_fs(root)
+    return fs, folder, "file" in fs.protocol
+
+
+@functools.lru_cache(maxsize=128)
+def _opened(path: str) -> _Opened:
+    return _Opened(path)
+
+
+class _Opened:
+    """A descriptor that is closed when nobody needs it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, member: Member) -> bytes:
+        return os.pread(self.descriptor, member.num_bytes, member.offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
