@@ -115,13 +115,14 @@ def measure_image(root: Root, row: dict[str, Any], embedder: Any, config: Curati
 def measurements(picture: Picture) -> dict[str, Any]:
     """Return what is measured on one decoded picture, by column."""
     phash64, phash64_turned = hashes.phashes(picture.luma_HW, picture.extent_HW)
-    pdq256, pdq_quality = hashes.pdq(picture.luma_HW)
+    (pdq256, *pdq256_turned), pdq_quality = hashes.pdq_and_turned(picture.luma_HW)
     return {
         "width_px": picture.width_px,
         "height_px": picture.height_px,
         "phash64": phash64,
         "phash64_turned": phash64_turned,
         "pdq256": pdq256,
+        "pdq256_turned": pdq256_turned,
         "pdq_quality": pdq_quality,
         "jpeg_quality": picture.jpeg_quality,
         **technical_quality(picture.luma_HW)._asdict(),

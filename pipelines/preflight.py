@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from curate.config import CurationConfig
 from curate.cut_offs import check as check_cut_offs
+from curate.heads import network_of
 from curate.weights import path_of, registry
 from pipelines.store import Root
 
@@ -23,10 +24,17 @@ def check_clip_weights(config: CurationConfig) -> None:
 
 
 def check_head_weights(config: CurationConfig) -> None:
-    """Raise MissingWeights where a head's file is absent."""
+    """Raise MissingWeights where a head's file is absent, ValueError where it reads another model's embeddings."""
     for head in config.score.heads:
-        if head.weights is not None:
-            path_of(head.weights)
+        if head.weights is None:
+            continue
+        path_of(head.weights)
+        wanted, given = network_of(head.weights).clip, config.embed.clip.weights
+        if wanted != given:
+            raise ValueError(
+                f"score.heads.{head.column}.weights = {head.weights!r}: it reads embeddings of {wanted}, and "
+                f"embed.clip.weights = {given!r}: take another head, or embed.clip.weights: {wanted}"
+            )
 
 
 def check_vae(config: CurationConfig) -> None:

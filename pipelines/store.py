@@ -219,6 +219,7 @@ NOT_REPEATED = (
     "phash64",
     "phash64_turned",
     "pdq256",
+    "pdq256_turned",
     "embedding",
 )
 """Columns whose values differ: looking for repeats takes half of the time to write them."""
