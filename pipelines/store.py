@@ -319,6 +319,8 @@ MADE_BY = {
     "fetches": "ingest",
     "listings": "ingest",
     "samples": "ingest",
+    "recaptions": "captions",
+    "texts": "captions",
     "caption_counts": "captions",
     "captions": "captions",
     "features": "embed",
