@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import fsspec
 import numpy as np
 from numba import njit
 
+from curate.config import ScoreConfig
 from curate.dedup.bands import popcount
 
 BITS = {"pdq": 256, "md5": 128, "sha1": 160, "sha256": 256}
@@ -21,6 +23,27 @@ MAX_RADIUS_BITS = 31
 _BANDS, _VALUES = 16, 1 << 16
 _COMMENT = ("#", "//", ";")
 _HEADER_MARK = "%%%% "
+
+
+def lists_of(config: ScoreConfig) -> dict[str, tuple[str, ...]]:
+    """Return the lists' URLs by kind of hash."""
+    return {kind: getattr(config, f"blocklists_{kind}") for kind in BITS}
+
+
+def read(path: str) -> bytes:
+    """Return a list's bytes."""
+    with fsspec.open(path, "rb") as file:
+        return file.read()
+
+
+def load(config: ScoreConfig) -> dict[str, frozenset[bytes]]:
+    """Return the listed hashes by kind; raises FileNotFoundError, or ValueError naming file and line."""
+    return {
+        kind: frozenset().union(
+            *(parse(read(path).decode("utf-8", "replace").splitlines(), path, kind) for path in paths)
+        )
+        for kind, paths in lists_of(config).items()
+    }
 
 
 def parse(lines: Iterable[str], where: str, kind: str) -> frozenset[bytes]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import fsspec
 import regex
 
+from curate.config import CaptionsConfig
+
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’][\p{L}\p{M}]+)*")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[\w-]+)?")
 _ASCII_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)*")
 _NO_SPACES = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]")
 _RUN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{M}ー]+")
@@ -108,6 +113,23 @@ class Profanity:
             return False
         names = dict.fromkeys([*self._everywhere, _code(language or "")])
         return any(self._lists[name].found(folded, words, distinct) for name in names if name in self._lists)
+
+
+def lists_of(config: CaptionsConfig) -> dict[str, bytes]:
+    """Return the configured lists by language; raises ValueError where the folder has none, or not those wanted."""
+    if config.profanity_lists is None:
+        return {}
+    fs, folder = fsspec.core.url_to_fs(config.profanity_lists)
+    paths = fs.ls(folder, detail=False) if fs.isdir(folder) else []
+    named = {name: path for path in paths if _LANGUAGE.fullmatch(name := posixpath.basename(path))}
+    lists = {name: fs.cat_file(path) for name, path in named.items() if fs.isfile(path)}
+    missing = sorted(set(config.profanity_everywhere) - set(lists))
+    if not lists or missing:
+        raise ValueError(
+            f"captions.profanity_lists = {config.profanity_lists!r}: has no list named "
+            f"{' or '.join(missing) or 'by a language code'}: name a folder with en, de, ... one term a line"
+        )
+    return lists
 
 
 def fold(text: str) -> str:

@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import hashlib
-import posixpath
-import re
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 if __name__ == "__main__":
@@ -22,7 +19,7 @@ from curate.clip_tokens import token_counter
 from curate.config import CaptionsConfig, CurationConfig
 from curate.language import identifier
 from curate.personal_data import mask
-from curate.profanity import Profanity
+from curate.profanity import Profanity, lists_of
 from curate.recaption import GENERATED, ORIGINAL, is_chosen
 from pipelines import caption_counts
 from pipelines.command import run_step
@@ -57,7 +54,7 @@ def captions(runner: Runner) -> list[Report]:
         )
     )
     counted = {} if not texts else manifest(runner.root, "caption_counts")["fragments"]["all"]["files"]
-    lists = [hashlib.sha256(data).hexdigest() for _, data in sorted(_lists(config.captions).items())]
+    lists = [hashlib.sha256(data).hexdigest() for _, data in sorted(lists_of(config.captions).items())]
     wanted = [
         Fragment(
             name=name,
@@ -131,7 +128,7 @@ def _build_counts(config: CurationConfig) -> Any:
 
 def _build(config: CurationConfig) -> Any:
     root = Root(config.root)
-    lists = {name: data.decode("utf-8").splitlines() for name, data in _lists(config.captions).items()}
+    lists = {name: data.decode("utf-8").splitlines() for name, data in lists_of(config.captions).items()}
     profanity = Profanity(lists, config.captions.profanity_everywhere, config.captions.profanity_allowed)
 
     def judge(name: str) -> Made:
@@ -174,25 +171,7 @@ def judge_texts(texts: pa.Table, counts: pa.Table, config: CaptionsConfig, profa
     ]
 
 
-_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[\w-]+)?")
 _JUDGED = ("caption_clean", "language", "language_prob", "num_clip_tokens", "personal_data")
-
-
-def _lists(config: CaptionsConfig) -> dict[str, bytes]:
-    """Return the lists of terms by language; raises ValueError where the folder has none."""
-    if config.profanity_lists is None:
-        return {}
-    fs, folder = fsspec.core.url_to_fs(config.profanity_lists)
-    paths = fs.ls(folder, detail=False) if fs.isdir(folder) else []
-    named = {name: path for path in paths if _LANGUAGE.fullmatch(name := posixpath.basename(path))}
-    lists = {name: fs.cat_file(path) for name, path in named.items() if fs.isfile(path)}
-    missing = sorted(set(config.profanity_everywhere) - set(lists))
-    if not lists or missing:
-        raise ValueError(
-            f"captions.profanity_lists = {config.profanity_lists!r}: has no list named "
-            f"{' or '.join(missing) or 'by a language code'}: name a folder with en, de, ... one term a line"
-        )
-    return lists
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def measurements(picture: Picture) -> dict[str, Any]:
         "phash64": phash64,
         "phash64_turned": phash64_turned,
         "pdq256": pdq256,
-        "pdq256_turned": pdq256_turned,
+        "pdq256_turned": b"".join(pdq256_turned),
         "pdq_quality": pdq_quality,
         "jpeg_quality": picture.jpeg_quality,
         **technical_quality(picture.luma_HW)._asdict(),

@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from curate import blocklist, heads
+from curate import blocklist, hashes, heads
 from curate.config import CurationConfig, HeadSpec, ScoreConfig
 from curate.weights import registered
 from pipelines.command import run_step
@@ -47,16 +46,10 @@ def score(runner: Runner) -> list[Report]:
     return [runner.run(Step(table="scores", settings=config.score, build=_build, models=models), wanted)]
 
 
-def blocklists(config: ScoreConfig) -> dict[str, tuple[str, ...]]:
-    """Return the lists' URLs by kind of hash."""
-    return {kind: getattr(config, f"blocklists_{kind}") for kind in blocklist.BITS}
-
-
 def fingerprints(config: ScoreConfig) -> dict[str, list[str]]:
     """Return the sha256 of each list, so that a list that changed in its place is matched again."""
-    return {
-        kind: [hashlib.sha256(_read(path)).hexdigest() for path in paths] for kind, paths in blocklists(config).items()
-    }
+    lists = blocklist.lists_of(config)
+    return {kind: [hashlib.sha256(blocklist.read(path)).hexdigest() for path in lists[kind]] for kind in lists}
 
 
 def revision(spec: HeadSpec) -> str:
@@ -92,7 +85,7 @@ def _said(spec: HeadSpec) -> list[str]:
 
 def _build(config: CurationConfig) -> Any:
     root = Root(config.root)
-    listed = {kind: _listed(paths, kind) for kind, paths in blocklists(config.score).items()}
+    listed = blocklist.load(config.score)
     index = blocklist.pdq_list(listed["pdq"])
     schema = scores.schema([head_field(spec) for spec in config.score.heads])
     built: dict[int, heads.Scorer] = {}
@@ -184,8 +177,9 @@ def _pdq_matches(features: pa.Table, index: blocklist.PdqList, radius_bits: int)
     there = features["pdq256"].is_valid().to_numpy()
     rows = features.filter(pa.array(there))
     own = np.frombuffer(b"".join(rows["pdq256"].to_pylist()), np.uint8).reshape(-1, 1, 32)
-    others = rows["pdq256_turned"].combine_chunks().flatten().to_pylist()
-    turned = np.frombuffer(b"".join(others), np.uint8).reshape(len(own), -1, 32)
+    turned = np.frombuffer(b"".join(rows["pdq256_turned"].to_pylist()), np.uint8).reshape(
+        len(own), len(hashes.TURNS), 32
+    )
     found = np.full(len(features), -1, np.int32)
     quality = rows["pdq_quality"].to_numpy()
     found[there] = blocklist.pdq_matches(np.concatenate([own, turned], axis=1), quality, index, radius_bits)
@@ -196,18 +190,6 @@ def _with_absent(columns: dict[str, Any], count: int) -> pa.Table:
     """Return the table, a column that no head fills being null."""
     absent = {field.name: pa.nulls(count, field.type) for field in scores.SCHEMA if field.name not in columns}
     return pa.table(columns | absent)
-
-
-def _listed(paths: tuple[str, ...], kind: str) -> frozenset[bytes]:
-    found: frozenset[bytes] = frozenset()
-    for path in paths:
-        found |= blocklist.parse(_read(path).decode("utf-8", "replace").splitlines(), path, kind)
-    return found
-
-
-def _read(path: str) -> bytes:
-    with fsspec.open(path, "rb") as file:
-        return file.read()
 
 
 if __name__ == "__main__":

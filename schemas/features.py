@@ -29,9 +29,9 @@ def schema(embedding_dim: int) -> pa.Schema:
             column("pdq256", pa.binary(32), "PDQ perceptual hash", unit="256 bits"),
             column(
                 "pdq256_turned",
-                pa.list_(pa.binary(32), 7),
-                "PDQ of the picture flipped and turned, in the order of phash64_turned",
-                unit="256 bits each",
+                pa.binary(7 * 32),
+                "PDQ of the picture flipped and turned, seven hashes in the order of phash64_turned",
+                unit="7 x 256 bits",
             ),
             column("pdq_quality", pa.int32(), "PDQ's own quality; 49 and less is not matched", range="0..100"),
             column(

@@ -9,9 +9,25 @@ SCHEMA = table(
     2,
     [
         column("uid", pa.string(), "identity of the sample"),
-        column("aesthetic", pa.float32(), "aesthetic score; no head gives it"),
-        column("nsfw_prob", pa.float32(), "probability of unsafe content; no head gives it"),
-        column("watermark_prob", pa.float32(), "probability of a watermark; no head gives it"),
+        column(
+            "aesthetic", pa.float32(), "aesthetic score", unit="points", range="1..10", direction="higher is better"
+        ),
+        column(
+            "nsfw_prob",
+            pa.float32(),
+            "probability of unsafe content",
+            unit="probability",
+            range="0..1",
+            direction="lower is safer",
+        ),
+        column(
+            "watermark_prob",
+            pa.float32(),
+            "probability of a watermark",
+            unit="probability",
+            range="0..1",
+            direction="lower is cleaner",
+        ),
         column(
             "clip_similarity",
             pa.float32(),
@@ -42,7 +58,7 @@ SCHEMA = table(
         ),
     ],
 )
-"""Its three scores are always there, for selection; a head that gives one says what it is, and others come behind."""
+"""Its three scores are always there, null without a head; a head says itself what its column is, and others come behind."""
 
 
 def schema(scores: list[pa.Field]) -> pa.Schema:

@@ -36,7 +36,22 @@ PLACEHOLDERS = (
     "view full size",
     "view larger image",
 )
-HARMLESS = ("escort", "girl on", "hooker", "hooters", "horny", "skeet", "snatch", "tied up", "wrapping men")
+HARMLESS = (
+    "big black",
+    "domination",
+    "escort",
+    "fingering",
+    "girl on",
+    "hooker",
+    "horny",
+    "playboy",
+    "rimming",
+    "skeet",
+    "snatch",
+    "tied up",
+    "tight white",
+    "wrapping men",
+)
 """Words of the English list that name harmless things in captions more often than not."""
 
 

@@ -2,8 +2,8 @@
 
     python infra/bench/scores.py [--rows 10000000] [--on-disk 1000000] [--threads 1] [--heads FOLDER]
 
-One JSON line. `--on-disk` rows are written, as the embed step writes them, and read as often as it takes: the disk holds
-1.5 GB for a million. Reading and scoring take the same number of threads. `--heads` is the folder of the published files
+One JSON line. `--on-disk` rows are written as the embed step writes them and read as often as it takes: the disk holds
+1.5 GB for a million. Reading and scoring take the same number of threads. `--heads` has the published files
 (../shared/data/heads); without it, heads of the same layers with random weights are timed, and the line says so.
 """
 

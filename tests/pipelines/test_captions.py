@@ -11,9 +11,10 @@ import pytest
 
 from curate import caption_rules as rules
 from curate.config import CaptionsConfig, CurationConfig, RecaptionConfig
+from curate.profanity import lists_of
 from curate.recaption import is_chosen
 from pipelines import caption_counts
-from pipelines.captions import _build, _build_texts, _lists, _of_texts
+from pipelines.captions import _build, _build_texts, _of_texts
 from pipelines.recaption import _build as build_recaptions
 from pipelines.runner import Made
 from pipelines.store import Root, parquet_bytes, table_file
@@ -127,7 +128,7 @@ def test_lists_are_read_by_language(tmp_path):
     for name, text in {"en": "smut\n", "de": "schund\n", "README.md": "smut", "LICENSE": "lake"}.items():
         (tmp_path / "lists" / name).write_text(text)
     captions = CaptionsConfig(profanity_lists=str(tmp_path / "lists"), languages=())
-    assert set(_lists(captions)) == {"en", "de"}
+    assert set(lists_of(captions)) == {"en", "de"}
     config = CurationConfig(root=str(tmp_path), captions=captions)
     write_samples(
         Root(config.root), {"a": ["a shelf of smut here", "a quiet lake at dawn", "ein Regal voller Schund hier"]}
@@ -135,7 +136,7 @@ def test_lists_are_read_by_language(tmp_path):
     found = judged(config, ["a"])["a"].rows["caption_reason"].to_pylist()
     assert found == [rules.PROFANITY, None, rules.PROFANITY]
     with pytest.raises(ValueError, match="has no list named en"):
-        _lists(CaptionsConfig(profanity_lists=str(tmp_path)))
+        lists_of(CaptionsConfig(profanity_lists=str(tmp_path)))
 
 
 @pytest.fixture(scope="module")

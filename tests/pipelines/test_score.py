@@ -50,7 +50,7 @@ def write_tables(folder: Path, images: list[bytes], hashes: list[tuple], cosines
     features = {
         "uid": uids,
         "pdq256": pa.array([turns[0] for turns, _ in hashes], pa.binary(32)),
-        "pdq256_turned": pa.array([turns[1:] for turns, _ in hashes], pa.list_(pa.binary(32), 7)),
+        "pdq256_turned": pa.array([b"".join(turns[1:]) for turns, _ in hashes], pa.binary(224)),
         "pdq_quality": pa.array([quality for _, quality in hashes], pa.int32()),
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(unit.ravel()), DIM),
         "clip_similarity": pa.array(cosines, pa.float32()),
