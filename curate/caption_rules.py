@@ -258,7 +258,7 @@ def equal_key(text: str) -> int:
 
 def near_key(text: str) -> int:
     """Return what nearly equal captions share, 64 bits: the set of their words, each number being the same."""
-    return _key(" ".join(sorted(set(_DIGITS.sub("0", " ".join(words_of(fold(text)))).split()))))
+    return _key(" ".join(sorted(set(words_of(_DIGITS.sub("0", fold(text)))))))
 
 
 def _key(text: str) -> int:

@@ -139,12 +139,7 @@ def fold(text: str) -> str:
 
 def words_of(folded: str) -> list[str]:
     """Return the words of a folded text: letters, marks and digits, with what follows an apostrophe."""
-    return [word for part in folded.split() for word in _words_of_part(part)]
-
-
-@lru_cache(maxsize=1 << 17)
-def _words_of_part(part: str) -> tuple[str, ...]:
-    return tuple(_ASCII_WORD.findall(part) if part.isascii() else _WORD.findall(part))
+    return _ASCII_WORD.findall(folded) if folded.isascii() else _WORD.findall(folded)
 
 
 def _code(language: str) -> str:

@@ -58,7 +58,7 @@ SCHEMA = table(
         ),
     ],
 )
-"""Its three scores are always there, null without a head; a head says itself what its column is, and others come behind."""
+"""Its three scores are always there, null without a head; a head says what its column is, and others come behind."""
 
 
 def schema(scores: list[pa.Field]) -> pa.Schema:
