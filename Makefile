@@ -46,6 +46,8 @@ bench: install peers
 	$(BIN)/python infra/bench/dashboard.py
 	$(BIN)/python infra/bench/data_order.py
 	$(BIN)/python infra/bench/train_data.py
+	$(BIN)/python infra/bench/captions.py
+	$(BIN)/python infra/bench/scores.py
 
 # after a change of pyproject.toml
 lock: install

@@ -93,13 +93,14 @@ def _lanczos_weights(side_px: int, extent_px: float) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def turned(low: np.ndarray) -> np.ndarray:
-    """Return a block of DCT coefficients, float64 (8, 8), after each of TURNS, (7, 8, 8).
+def turned(low: np.ndarray, signs: np.ndarray | None = None) -> np.ndarray:
+    """Return a block of DCT coefficients, float (N, N), after each of TURNS, (7, N, N).
 
     cos(pi (2 (31 - x) + 1) v / 64) = (-1)^v cos(pi (2x + 1) v / 64): a horizontal flip changes the
     sign of odd columns, a vertical one of odd rows; a transpose transposes.
     """
-    columns, rows = _SIGNS[None, :], _SIGNS[:, None]
+    signs = _SIGNS if signs is None else signs
+    columns, rows = signs[None, :], signs[:, None]
     across = low.T
     return np.stack(
         [
@@ -115,6 +116,8 @@ def turned(low: np.ndarray) -> np.ndarray:
 
 
 _SIGNS = np.array([1.0, -1.0] * 4)
+_PDQ_SIGNS = np.array([-1.0, 1.0] * 8, np.float32)
+"""PDQ leaves coefficient 0 out."""
 
 
 def _hashes(blocks: np.ndarray) -> list[int]:
@@ -136,8 +139,14 @@ def pdq(luma_HW: np.ndarray) -> tuple[bytes, int]:
     filter and every n-th pixel give 64 x 64; coefficients 1..16 x 1..16 of its DCT against their median.
     Filter and decimation are linear and separable: two products with matrices that depend on a side alone.
     """
+    hashes, quality = pdq_and_turned(luma_HW)
+    return hashes[0], quality
+
+
+def pdq_and_turned(luma_HW: np.ndarray) -> tuple[list[bytes], int]:
+    """Return the PDQ hashes of uint8 luma as it is and after each of TURNS, from one DCT, and the quality."""
     if min(luma_HW.shape) < PDQ_MIN_SIDE_PX:
-        return bytes(32), 0
+        return [bytes(32)] * (1 + len(TURNS)), 0
     down, across = _pdq_weights(luma_HW.shape[0]), _pdq_weights(luma_HW.shape[1])
     if luma_HW.shape == (64, 64):
         down = across = np.eye(64, dtype=np.float32)
@@ -145,9 +154,10 @@ def pdq(luma_HW: np.ndarray) -> tuple[bytes, int]:
         luma_HW[at : at + _ROWS_AT_ONCE].astype(np.float32) @ across.T for at in range(0, len(luma_HW), _ROWS_AT_ONCE)
     ]
     small = down @ np.concatenate(rows)
-    coefficients = (_PDQ_DCT @ small @ _PDQ_DCT.T).ravel()
-    bits = coefficients > np.partition(coefficients, 127)[127]  # the reference's median is the lower one
-    return np.packbits(bits[::-1]).tobytes(), _pdq_quality(small)
+    low = _PDQ_DCT @ small @ _PDQ_DCT.T
+    blocks = np.concatenate([low[None], turned(low, _PDQ_SIGNS)]).reshape(-1, 256)
+    bits = blocks > np.partition(blocks, 127, axis=1)[:, 127:128]  # the reference's median is the lower one
+    return [row.tobytes() for row in np.packbits(bits[:, ::-1], axis=1)], _pdq_quality(small)
 
 
 def _pdq_quality(small: np.ndarray) -> int:

@@ -34,7 +34,9 @@ import yaml
 
 REGISTRY_FILE = Path(__file__).resolve().parent.parent / "infra" / "weights.yaml"
 PINS_FILE = "pins.json"
-FORMATS = (".safetensors", ".npz", ".pth")  # .pth only through torch.load(weights_only=True), .npz without pickles
+FORMATS = (".safetensors", ".npz", ".npy", ".pth", ".zip")
+"""None is unpickled freely: .pth by torch.load(weights_only=True), .npz and .npy without pickles, .zip is a SavedModel
+of which the checkpoint's variables are read."""
 KINDS = ("open_clip", "diffusers", "head")
 SCHEMES = ("https", "http", "file")
 CHUNK_BYTES = 1 << 20
@@ -82,6 +84,8 @@ class Weight:
     purpose: str
     revision: str
     """Commit or branch of the source that the URLs name."""
+    head: dict[str, Any] | None = None
+    """The network of a head, read by curate.heads."""
 
     def __post_init__(self) -> None:
         schemes = {urllib.parse.urlsplit(url).scheme for url in self.urls}
@@ -109,6 +113,11 @@ def registry(registry_file: Path | None = None) -> dict[str, Weight]:
     path = registry_file or REGISTRY_FILE
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))["weights"]
     return {name: _entry(path, name, fields) for name, fields in entries.items()}
+
+
+def registered(name: str, registry_file: Path | None = None) -> Weight:
+    """Return one entry; UnknownWeights suggests names that are near."""
+    return _find(registry(registry_file), name)
 
 
 def default_weights_dir() -> Path:
@@ -282,8 +291,9 @@ def _pin(weight: Weight, weights_dir: Path, sha256: str) -> None:
 def _entry(path: Path, name: str, fields: dict[str, Any]) -> Weight:
     """Return one entry; a missing or unknown key is a ValueError that names it."""
     expected = {field.name for field in dataclasses.fields(Weight)} - {"name"}
-    if set(fields) != expected:
-        raise ValueError(f"{path}: {name}: missing or unknown fields {sorted(set(fields) ^ expected)}")
+    wrong = set(fields) ^ expected - ({"head"} - set(fields))
+    if wrong:
+        raise ValueError(f"{path}: {name}: missing or unknown fields {sorted(wrong)}")
     return Weight(name=name, **(fields | {"urls": tuple(fields["urls"])}))
 
 

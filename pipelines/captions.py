@@ -3,136 +3,175 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-import tempfile
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from curate import caption_rules
+from curate.clip_tokens import token_counter
 from curate.config import CaptionsConfig, CurationConfig
+from curate.language import identifier
+from curate.personal_data import mask
+from curate.profanity import Profanity, lists_of
+from curate.recaption import GENERATED, ORIGINAL, is_chosen
+from pipelines import caption_counts
 from pipelines.command import run_step
+from pipelines.recaption import recaption
 from pipelines.runner import Fragment, Made, Report, Runner, Step
-from pipelines.store import Root, fragments, table_file
-from schemas.captions import SCHEMA
-
-COUNTS_SCHEMA = pa.schema([("text_hash", pa.string()), ("count", pa.int64())])
+from pipelines.store import Root, fragments, manifest, table_file
+from schemas.captions import SCHEMA, TEXTS
+from schemas.column import conform
 
 
 def captions(runner: Runner) -> list[Report]:
-    """Count equal captions over the corpus, then judge each one."""
+    """Repair each caption, count equal and near ones over the corpus, then judge each one."""
+    config = runner.config
+    reports = [] if config.captions.recaption.model is None else [recaption(runner)]
     offered = fragments(runner.root, "samples")
-    counted = runner.run(
-        Step(table="caption_counts", settings=None, build=_build_counts),
-        [Fragment(name="all", made_from=offered, arguments=(sorted(offered),))] if offered else [],
+    generated = fragments(runner.root, "recaptions") if reports else {}
+    reports.append(
+        runner.run(
+            Step(table="texts", settings=_of_texts(config.captions), build=_build_texts),
+            [
+                Fragment(name=name, made_from=[receipt, generated.get(name)], arguments=(name,))
+                for name, receipt in offered.items()
+            ],
+        )
     )
-    counts = fragments(runner.root, "caption_counts")
-    judged = runner.run(
-        Step(table="captions", settings=runner.config.captions, build=_build),
-        [Fragment(name=name, made_from=[receipt, counts], arguments=(name,)) for name, receipt in offered.items()],
+    texts = fragments(runner.root, "texts")
+    rows = int(manifest(runner.root, "texts")["rows"])
+    reports.append(
+        runner.run(
+            Step(table="caption_counts", settings=None, build=_build_counts, spreads=True),
+            [Fragment(name="all", made_from=texts, arguments=(sorted(texts), rows))] if texts else [],
+        )
     )
-    return [counted, judged]
+    counted = {} if not texts else manifest(runner.root, "caption_counts")["fragments"]["all"]["files"]
+    lists = [hashlib.sha256(data).hexdigest() for _, data in sorted(lists_of(config.captions).items())]
+    wanted = [
+        Fragment(
+            name=name,
+            made_from=[receipt, counted[table_file("caption_counts", name)]["sha256"], lists],
+            arguments=(name,),
+        )
+        for name, receipt in texts.items()
+    ]
+    reports.append(runner.run(Step(table="captions", settings=config.captions, build=_build), wanted))
+    return reports
+
+
+def _of_texts(config: CaptionsConfig) -> dict[str, Any]:
+    """Return the settings that shape a text; the others are cut-offs and judge it only."""
+    generated = {"recaption": config.recaption} if config.recaption.model else {}
+    return {"personal_data": config.personal_data} | {
+        name: {"model": value.model, "share": value.share} for name, value in generated.items()
+    }
+
+
+def _build_texts(config: CurationConfig) -> Any:
+    root = Root(config.root)
+
+    def read(name: str) -> Made:
+        rows = root.read_table(table_file("samples", name), ["uid", "caption"])
+        found = rows["caption"].to_pylist()
+        source = [ORIGINAL] * len(rows)
+        if config.captions.recaption.model is not None:
+            new = root.read_table(table_file("recaptions", name), ["uid", "caption_generated"])
+            assert new["uid"] == rows["uid"], f"{name}: samples and recaptions differ"
+            for at, (uid, text) in enumerate(
+                zip(*(new[column].to_pylist() for column in new.column_names), strict=True)
+            ):
+                if text and is_chosen(uid, config.captions.recaption.share):
+                    found[at], source[at] = text, GENERATED
+        return Made(rows=read_texts(rows["uid"], found, source, config.captions))
+
+    return read
+
+
+def read_texts(uid: pa.ChunkedArray, offered: list[str | None], source: list[str], config: CaptionsConfig) -> pa.Table:
+    """Return rows of texts."""
+    identify, count_tokens = identifier(), token_counter()
+    repaired = [caption_rules.repair(caption) for caption in offered]
+    masked = [text and mask(text) for text in repaired]
+    personal = [text != without for text, without in zip(repaired, masked, strict=True)]
+    texts = masked if config.personal_data == "mask" else repaired
+    languages = [identify(text) if text else (None, None) for text in texts]
+    return conform(
+        pa.table(
+            {
+                "uid": uid,
+                "caption_clean": pa.array(texts, pa.string()),
+                "caption_source": source,
+                "personal_data": pa.array(personal, pa.bool_()),
+                "language": pa.array([language for language, _ in languages], pa.string()),
+                "language_prob": pa.array([probability for _, probability in languages], pa.float32()),
+                "num_words": pa.array([len(text.split()) if text else 0 for text in texts], pa.int32()),
+                "num_clip_tokens": pa.array([count_tokens(text or "") for text in texts], pa.int32()),
+                "equal_key": pa.array([text and caption_rules.equal_key(text) for text in texts], pa.uint64()),
+                "near_key": pa.array([text and caption_rules.near_key(text) for text in texts], pa.uint64()),
+            }
+        ),
+        TEXTS,
+    )
 
 
 def _build_counts(config: CurationConfig) -> Any:
-    """Count captions that occur more than once, case and spaces apart. DuckDB spills to disk."""
-    root = Root(config.root)
-
-    def count(names: list[str]) -> Made:
-        with duckdb.connect(config={"temp_directory": tempfile.gettempdir()}) as database:
-            database.execute("CREATE TABLE texts (text_hash VARCHAR)")
-            for name in names:
-                rows = root.read_table(table_file("samples", name), ["caption"])
-                database.register("rows", rows)
-                database.execute(f"INSERT INTO texts SELECT {_TEXT_HASH} FROM rows WHERE caption IS NOT NULL")
-                database.unregister("rows")
-            counted = database.sql(
-                "SELECT text_hash, count(*) AS count FROM texts GROUP BY text_hash "
-                "HAVING count(*) > 1 ORDER BY text_hash"
-            ).to_arrow_table()
-        return Made(rows=counted.cast(COUNTS_SCHEMA))
-
-    return count
-
-
-_TEXT_HASH = r"md5(lower(trim(regexp_replace(caption, '\s+', ' ', 'g'))))"
+    return partial(caption_counts.count, config)
 
 
 def _build(config: CurationConfig) -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identify = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
-    tokenize = _tokenizer()
     root = Root(config.root)
+    lists = {name: data.decode("utf-8").splitlines() for name, data in lists_of(config.captions).items()}
+    profanity = Profanity(lists, config.captions.profanity_everywhere, config.captions.profanity_allowed)
 
     def judge(name: str) -> Made:
-        rows = root.read_table(table_file("samples", name), ["uid", "caption"])
-        counts = _counts(root, rows)
-        judged = [
-            judge_caption(uid, caption, count, config.captions, identify, tokenize)
-            for uid, caption, count in zip(rows["uid"].to_pylist(), rows["caption"].to_pylist(), counts, strict=True)
-        ]
-        return Made(rows=pa.Table.from_pylist(judged, schema=SCHEMA), counts=_reasons(judged))
+        texts = root.read_table(table_file("texts", name))
+        counts = root.read_table(table_file("caption_counts", name))
+        assert texts["uid"] == counts["uid"], f"{name}: texts and caption_counts differ"
+        reasons = judge_texts(texts, counts, config.captions, profanity)
+        rows = texts.drop_columns(["equal_key", "near_key"])
+        for column in ("caption_count", "near_caption_count"):
+            rows = rows.append_column(column, counts[column])
+        rows = conform(rows.append_column("caption_reason", pa.array(reasons, pa.string())), SCHEMA)
+        told = [reason or "fine" for reason in reasons]
+        return Made(
+            rows=rows.replace_schema_metadata(SCHEMA.metadata), counts={r: told.count(r) for r in sorted(set(told))}
+        )
 
     return judge
 
 
-def judge_caption(
-    uid: str, caption: str | None, count: int, config: CaptionsConfig, identify: Any, tokenize: Any
-) -> dict[str, Any]:
-    """Return one row of captions."""
-    text = caption_rules.clean(caption, config)
-    language, probability = identify(text) if text else (None, None)
-    reason = (
-        caption_rules.first_reason(text, config)
-        or caption_rules.language_reason(language, float(probability or 0), config)
-        or caption_rules.count_reason(count, config)
-    )
-    return {
-        "uid": uid,
-        "caption_clean": text,
-        "language": language,
-        "language_prob": None if probability is None else float(probability),
-        "num_words": len((text or "").split()),
-        "num_clip_tokens": 2 + len(tokenize(text)) if text else 2,
-        "caption_count": count,
-        "caption_reason": reason,
-    }
+def judge_texts(texts: pa.Table, counts: pa.Table, config: CaptionsConfig, profanity: Profanity) -> list[str | None]:
+    """Return the first reason against each row of texts, or None."""
+    columns = [texts[name].to_pylist() for name in _JUDGED] + [
+        counts[name].to_pylist() for name in counts.column_names[1:]
+    ]
+    return [
+        caption_rules.first_reason(
+            caption_rules.describe(
+                text=text or "",
+                language=language,
+                language_prob=probability or 0.0,
+                clip_tokens=tokens,
+                had_personal_data=personal,
+                equal_count=count,
+                near_count=near,
+            ),
+            config,
+            profanity,
+        )
+        for text, language, probability, tokens, personal, count, near in zip(*columns, strict=True)
+    ]
 
 
-def _counts(root: Root, rows: pa.Table) -> list[int]:
-    """Return how often each caption occurs in the corpus; 1 for a missing one."""
-    counted = root.read_table(table_file("caption_counts", "all"))
-    with duckdb.connect() as database:
-        database.register("rows", rows.append_column("position", pa.array(range(len(rows)))))
-        database.register("counted", counted)
-        found = database.execute(
-            f"SELECT coalesce(count, 1) FROM (SELECT position, {_TEXT_HASH} AS text_hash FROM rows) "
-            "LEFT JOIN counted USING (text_hash) ORDER BY position"
-        ).fetchall()
-    return [row[0] for row in found]
-
-
-@lru_cache(maxsize=1)
-def _tokenizer() -> Any:
-    """Return CLIP's byte-pair encoding without end marks, padding or truncation."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer().encode
-
-
-def _reasons(judged: list[dict[str, Any]]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in judged:
-        reason = row["caption_reason"] or "fine"
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
+_JUDGED = ("caption_clean", "language", "language_prob", "num_clip_tokens", "personal_data")
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ def embed(runner: Runner) -> list[Report]:
     """Measure every image that came in."""
     config = runner.config
     check_clip_weights(config)
-    captions = fragments(runner.root, "captions")
+    texts = fragments(runner.root, "texts")
     wanted = [
-        Fragment(name=name, made_from=[receipt, captions[name]], arguments=(name,))
+        Fragment(name=name, made_from=[receipt, texts[name]], arguments=(name,))
         for name, receipt in fragments(runner.root, "samples").items()
     ]
     step = Step(
@@ -70,8 +70,8 @@ def _build(config: CurationConfig) -> Any:
         samples = root.read_table(
             table_file("samples", name), ["uid", "status", "error", "shard", "offset", "num_bytes"]
         )
-        captions = root.read_table(table_file("captions", name), ["uid", "caption_clean"])
-        assert samples["uid"] == captions["uid"], f"{name}: samples and captions differ"
+        captions = root.read_table(table_file("texts", name), ["uid", "caption_clean"])
+        assert samples["uid"] == captions["uid"], f"{name}: samples and texts differ"
         texts = captions["caption_clean"].to_pylist()
         rows = []
         for batch in _decoded(root, samples, texts, embedder, config):
@@ -115,13 +115,14 @@ def measure_image(root: Root, row: dict[str, Any], embedder: Any, config: Curati
 def measurements(picture: Picture) -> dict[str, Any]:
     """Return what is measured on one decoded picture, by column."""
     phash64, phash64_turned = hashes.phashes_of(picture.low_frequencies)
-    pdq256, pdq_quality = hashes.pdq(picture.luma_HW)
+    (pdq256, *pdq256_turned), pdq_quality = hashes.pdq_and_turned(picture.luma_HW)
     return {
         "width_px": picture.width_px,
         "height_px": picture.height_px,
         "phash64": phash64,
         "phash64_turned": phash64_turned,
         "pdq256": pdq256,
+        "pdq256_turned": b"".join(pdq256_turned),
         "pdq_quality": pdq_quality,
         "jpeg_quality": picture.jpeg_quality,
         **technical_quality(picture.luma_HW)._asdict(),

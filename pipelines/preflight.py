@@ -1,9 +1,13 @@
-"""What is checked before any work: cut-offs that have a trained score, and weights that are there."""
+"""What is checked before any work: cut-offs that have a trained score, weights and lists that are there."""
 
 from __future__ import annotations
 
+from curate import blocklist
 from curate.config import CurationConfig
 from curate.cut_offs import check as check_cut_offs
+from curate.heads import network_of
+from curate.profanity import lists_of
+from curate.recaption import check_model
 from curate.weights import path_of, registry
 from pipelines.store import Root
 
@@ -14,6 +18,7 @@ def preflight(config: CurationConfig) -> None:
     check_clip_weights(config)
     check_head_weights(config)
     check_vae(config)
+    check_lists(config)
 
 
 def check_clip_weights(config: CurationConfig) -> None:
@@ -23,10 +28,25 @@ def check_clip_weights(config: CurationConfig) -> None:
 
 
 def check_head_weights(config: CurationConfig) -> None:
-    """Raise MissingWeights where a head's file is absent."""
+    """Raise MissingWeights where a head's file is absent, ValueError where it reads another model's embeddings."""
     for head in config.score.heads:
-        if head.weights is not None:
-            path_of(head.weights)
+        if head.weights is None:
+            continue
+        path_of(head.weights)
+        wanted, given = network_of(head.weights).clip, config.embed.clip.weights
+        if wanted != given:
+            raise ValueError(
+                f"score.heads.{head.column}.weights = {head.weights!r}: it reads embeddings of {wanted}, and "
+                f"embed.clip.weights = {given!r}: take another head, or embed.clip.weights: {wanted}"
+            )
+
+
+def check_lists(config: CurationConfig) -> None:
+    """Raise ValueError or FileNotFoundError where a list of hashes or terms, or the captioner's folder, is wrong."""
+    blocklist.load(config.score)
+    lists_of(config.captions)
+    if config.captions.recaption.model is not None:
+        check_model(config.captions.recaption)
 
 
 def check_vae(config: CurationConfig) -> None:

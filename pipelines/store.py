@@ -222,6 +222,7 @@ NOT_REPEATED = (
     "phash64",
     "phash64_turned",
     "pdq256",
+    "pdq256_turned",
     "embedding",
 )
 """Columns whose values differ: looking for repeats takes half of the time to write them."""
@@ -321,6 +322,8 @@ MADE_BY = {
     "fetches": "ingest",
     "listings": "ingest",
     "samples": "ingest",
+    "recaptions": "captions",
+    "texts": "captions",
     "caption_counts": "captions",
     "captions": "captions",
     "features": "embed",

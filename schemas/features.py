@@ -9,7 +9,7 @@ def schema(embedding_dim: int) -> pa.Schema:
     """Return the table's schema for a model with that embedding width."""
     return table(
         "features",
-        3,
+        4,
         [
             column("uid", pa.string(), "identity of the sample"),
             column("status", pa.string(), "ok, or the class of what went wrong while decoding"),
@@ -27,6 +27,12 @@ def schema(embedding_dim: int) -> pa.Schema:
                 unit="64 bits each",
             ),
             column("pdq256", pa.binary(32), "PDQ perceptual hash", unit="256 bits"),
+            column(
+                "pdq256_turned",
+                pa.binary(7 * 32),
+                "PDQ of the picture flipped and turned, seven hashes in the order of phash64_turned",
+                unit="7 x 256 bits",
+            ),
             column("pdq_quality", pa.int32(), "PDQ's own quality; 49 and less is not matched", range="0..100"),
             column(
                 "entropy_bits",

@@ -6,21 +6,65 @@ from schemas.column import column, table
 
 SCHEMA = table(
     "scores",
-    1,
+    2,
     [
         column("uid", pa.string(), "identity of the sample"),
-        column("aesthetic", pa.float32(), "aesthetic score", range="1..10", direction="higher is better"),
-        column("nsfw_prob", pa.float32(), "probability of unsafe content", range="0..1", direction="lower is safer"),
         column(
-            "watermark_prob", pa.float32(), "probability of a watermark", range="0..1", direction="lower is cleaner"
+            "aesthetic", pa.float32(), "aesthetic score", unit="points", range="1..10", direction="higher is better"
+        ),
+        column(
+            "nsfw_prob",
+            pa.float32(),
+            "probability of unsafe content",
+            unit="probability",
+            range="0..1",
+            direction="lower is safer",
+        ),
+        column(
+            "watermark_prob",
+            pa.float32(),
+            "probability of a watermark",
+            unit="probability",
+            range="0..1",
+            direction="lower is cleaner",
         ),
         column(
             "clip_similarity",
             pa.float32(),
             "cosine between image and cleaned caption",
+            unit="cosine",
             range="-1..1",
             direction="higher fits better",
         ),
-        column("blocklist_hit", pa.bool_(), "its hash is on a blocklist: never exported"),
+        column(
+            "clip_similarity_best",
+            pa.float32(),
+            "greatest clip_similarity of the captions of the same image file in this fragment",
+            unit="cosine",
+            range="-1..1",
+            direction="higher fits better",
+        ),
+        column(
+            "clip_similarity_mean",
+            pa.float32(),
+            "mean clip_similarity of the captions of the same image file in this fragment",
+            unit="cosine",
+            range="-1..1",
+            direction="higher fits better",
+        ),
+        column("blocklist_hit", pa.bool_(), "its hash is on a blocklist: never exported, and not scored"),
+        column(
+            "blocklist_match", pa.string(), "the listed hash that it is or comes near to, kind:hex; null without one"
+        ),
     ],
 )
+"""Its three scores are always there, null without a head; a head says what its column is, and others come behind."""
+
+
+def schema(scores: list[pa.Field]) -> pa.Schema:
+    """Return the table's schema with the columns of the heads."""
+    found = SCHEMA
+    for field in scores:
+        at = found.get_field_index(field.name)
+        found = found.append(field) if at < 0 else found.set(at, field)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curate.config.captions import CaptionsConfig
+from curate.config.captions import CaptionsConfig, RecaptionConfig
 from curate.config.check import require
 from curate.config.curation import CurationConfig, RayConfig
 from curate.config.dedup import DedupConfig
@@ -29,6 +29,7 @@ __all__ = [
     "RETRIED",
     "RETRIES",
     "RayConfig",
+    "RecaptionConfig",
     "RetryPolicy",
     "ScoreConfig",
     "SelectionConfig",

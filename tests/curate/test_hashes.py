@@ -6,7 +6,18 @@ import pdqhash
 import pytest
 from PIL import Image
 
-from curate.hashes import TURNS, _luma_32, pdq, pdq256, phash64, phash64_and_turned, phashes, phashes_of, turned
+from curate.hashes import (
+    TURNS,
+    _luma_32,
+    pdq,
+    pdq256,
+    pdq_and_turned,
+    phash64,
+    phash64_and_turned,
+    phashes,
+    phashes_of,
+    turned,
+)
 from curate.image import UnreadableImage, decode
 from curate.picture import read_picture
 from tests.conftest import encoded, picture
@@ -184,3 +195,24 @@ def test_near_pairs_of_the_short_way_are_no_worse_than_imagehash_s(shared, folde
 def near_pairs_of(hashes: list[int], radius: int) -> np.ndarray:
     words = np.array(hashes, np.uint64)
     return (np.bitwise_count(words[:, None] ^ words) <= radius)[np.triu_indices(len(words), 1)]
+
+
+OF_DIHEDRAL = (5, 4, 2, 6, 7, 1, 3)
+"""Where pdqhash.compute_dihedral has each of TURNS; it counts rotations from the original on."""
+
+
+@pytest.mark.shared
+def test_turned_pdq_is_the_reference_s_dihedral_and_near_the_turned_picture_s_own(shared):
+    from_reference, from_turned = [], []
+    for path in sorted((shared / "photos_coco").rglob("*.jpg"))[:20]:
+        with Image.open(path) as image:
+            grey = image.convert("L")
+        (_, *found), _ = pdq_and_turned(np.asarray(grey))
+        dihedral, _ = pdqhash.compute_dihedral(np.asarray(grey.convert("RGB")))
+        from_reference.append(
+            [bits_between(a, np.packbits(dihedral[b].astype(bool))) for a, b in zip(found, OF_DIHEDRAL, strict=True)]
+        )
+        own = [of_pdqhash(grey.transpose(turn).convert("RGB"))[0] for turn in TURNS]
+        from_turned.append([bits_between(a, b) for a, b in zip(found, own, strict=True)])
+    assert np.max(from_reference) <= 2
+    assert np.max(from_turned) <= 31 and np.median(from_turned) <= 10

@@ -281,6 +281,10 @@ HEAD_FILES = {
     "nsfw_vit_b32": "nsfw/clip_ViT-B-32_openai_binary_nsfw_head.pth",
     "watermark_vit_l14": "stability_detection/w_head_v1.npz",
     "porn_vit_l14": "stability_detection/p_head_v1.npz",
+    "nsfw_vit_l14_keras": "nsfw/clip_autokeras_binary_nsfw.zip",
+    "nsfw_vit_b32_keras": "nsfw/clip_autokeras_nsfw_b32.zip",
+    "violence_vit_l14": "nsfw/violence_detection_vit_l_14.npy",
+    "violence_vit_b32": "nsfw/violence_detection_vit_b_32.npy",
 }
 
 
