@@ -43,6 +43,8 @@ bench: install peers
 	$(BIN)/python infra/bench/dedup_at_scale.py
 	$(BIN)/python infra/bench/crawl.py
 	$(BIN)/python infra/bench/dump_ingest.py
+	$(BIN)/python infra/bench/selection.py
+	$(BIN)/python infra/bench/export.py
 
 # after a change of pyproject.toml
 lock: install
