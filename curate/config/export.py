@@ -69,9 +69,6 @@ class AutoencoderFit:
     seed: int = 0
     """Seed of weights and batches."""
 
-    def __post_init__(self) -> None:
-        require(self.steps > 0, "encode.fit.steps", self.steps, "must be at least 1")
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
@@ -88,5 +85,7 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "encode.batch_size", self.batch_size, "must be at least 1")
+        steps = self.fit.steps if self.fit is not None else 1
+        require(steps > 0, "encode.fit.steps", steps, "must be at least 1")
         fit_ok = self.fit is None or self.vae is not None
         require(fit_ok, "encode.vae", self.vae, "name the folder that the fitted autoencoder goes to, or set fit: null")

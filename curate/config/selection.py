@@ -108,7 +108,8 @@ class DiversityConfig:
     rank_by: str | None = None
     """Column whose highest values stay; null: drawn by uid."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for what does not fit; the selection asks, since a setting that may be null cannot."""
         one = (self.max_per_cluster is None) != (self.temperature is None)
         require(
             one, "selection.diversity.temperature", self.temperature, "give max_per_cluster or temperature, not both"
@@ -170,6 +171,8 @@ class SelectionConfig:
             _number(f"selection.{name}", value)
             fix = f"must be {low:g}..{high:g}, or null" if math.isfinite(high) else f"must be {low:g} or more, or null"
             require(value is None or low <= value <= high, f"selection.{name}", value, fix)
+        if self.diversity is not None:
+            self.diversity.check()
         wrong = next((code for code in self.languages or () if len(code) not in (2, 3) or code != code.lower()), None)
         require(wrong is None, "selection.languages", wrong, "must be ISO 639 codes in small letters, such as en")
 

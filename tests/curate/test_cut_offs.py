@@ -184,10 +184,16 @@ def test_a_cut_off_needs_a_trained_head_and_a_column():
         (lambda: TopFraction(column="sharpness", fraction=0), "must be above 0, up to 1"),
         (lambda: Quota(by="domain"), "give max_samples, max_share, or both"),
         (lambda: Quota(by="domain", max_share=1.2), "selection.quotas.domain.max_share = 1.2"),
-        (lambda: DiversityConfig(), "give max_per_cluster or temperature, not both"),
-        (lambda: DiversityConfig(temperature=2, act="weight"), "selection.diversity.temperature = 2"),
-        (lambda: DiversityConfig(temperature=0.5), "say it with temperature and act: drop"),
-        (lambda: DiversityConfig(max_per_cluster=0), "selection.diversity.max_per_cluster = 0"),
+        (lambda: SelectionConfig(diversity=DiversityConfig()), "give max_per_cluster or temperature, not both"),
+        (
+            lambda: SelectionConfig(diversity=DiversityConfig(temperature=2, act="weight")),
+            "selection.diversity.temperature = 2",
+        ),
+        (lambda: SelectionConfig(diversity=DiversityConfig(temperature=0.5)), "say it with temperature and act: drop"),
+        (
+            lambda: SelectionConfig(diversity=DiversityConfig(max_per_cluster=0)),
+            "selection.diversity.max_per_cluster = 0",
+        ),
     ],
 )
 def test_a_setting_out_of_range_is_one_clear_line(make, told):
