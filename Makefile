@@ -48,6 +48,8 @@ bench: install peers
 	$(BIN)/python infra/bench/train_data.py
 	$(BIN)/python infra/bench/captions.py
 	$(BIN)/python infra/bench/scores.py
+	$(BIN)/python infra/bench/selection.py
+	$(BIN)/python infra/bench/export.py
 
 # after a change of pyproject.toml
 lock: install

@@ -61,6 +61,36 @@ def ladder(resolution_px: int, multiple_px: int = 64) -> tuple[tuple[int, int], 
     return tuple(dict.fromkeys((scaled(h), scaled(w)) for h, w in SDXL_1024))
 
 
+@functools.cache
+def ladders(resolution_px: int, multiple_px: int = 64) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Return the buckets of a resolution, of half of it, of a quarter, ..., as far as they are multiples."""
+    found = [ladder(resolution_px, multiple_px)]
+    while resolution_px % (2 * multiple_px) == 0:
+        resolution_px //= 2
+        found.append(ladder(resolution_px, multiple_px))
+    return tuple(found)
+
+
+def enlargement(height_px: int, width_px: int, bucket: tuple[int, int]) -> float:
+    """Return the factor by which covering the bucket scales the picture; above 1 enlarges."""
+    return max(bucket[0] / height_px, bucket[1] / width_px)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def bucket_of(
+    height_px: int, width_px: int, resolution_px: int, multiple_px: int, max_enlargement: float
+) -> tuple[int, int] | None:
+    """Return the nearest bucket of the largest resolution that enlarges by no more than `max_enlargement`.
+
+    None where even the smallest resolution enlarges further.
+    """
+    for buckets in ladders(resolution_px, multiple_px):
+        found = nearest(height_px, width_px, buckets)
+        if enlargement(height_px, width_px, found) <= max_enlargement:
+            return found
+    return None
+
+
 def nearest(height_px: int, width_px: int, buckets: tuple[tuple[int, int], ...]) -> tuple[int, int]:
     """Return the bucket whose aspect ratio is nearest in log space; ties go to the larger area, then the first."""
     aspect = math.log(height_px / width_px)

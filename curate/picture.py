@@ -83,7 +83,7 @@ def _read_plain(data: bytes, opened: Image.Image, min_side_px: int | None, quali
     if turn != 1 and (opened.width % by or opened.height % by):
         by = 1  # turned, the partial pixels of the last row and column would come first
     pixels_HWC = jpeg.decode_plain(data, opened.width, opened.height, by, is_grey=opened.mode == "L")
-    upright_HWC = np.ascontiguousarray(_upright(pixels_HWC, turn))
+    upright_HWC = np.ascontiguousarray(upright(pixels_HWC, turn))
     width_px, height_px = opened.size if turn < 5 else opened.size[::-1]
     rgb_HWC, luma_HW = _colours(upright_HWC, exact=by == 1)
     return Picture(
@@ -105,7 +105,7 @@ def _colours(pixels_HWC: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarra
     return pixels_HWC, cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
 
 
-def _upright(pixels_HWC: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels_HWC: np.ndarray, orientation: int) -> np.ndarray:
     """Return a view turned by an EXIF orientation, 1..8."""
     if orientation >= 5:
         pixels_HWC = pixels_HWC.swapaxes(0, 1)

@@ -17,6 +17,7 @@ ENCRYPTED = "encrypted"
 DAMAGED = "damaged"
 BAD_CAPTION = "bad_caption"
 REPEATED = "repeated"
+TAKEN_DOWN = "taken_down"
 
 # A crawl's requests: what was not asked for
 LICENSE_REFUSED = "license_not_allowed"

@@ -10,14 +10,28 @@ from typing import BinaryIO, cast
 from curate import sample
 
 BLOCK = tarfile.BLOCKSIZE
+_ZEROS = bytes(BLOCK)
 
 
 class TarShard:
     """Writes members to an open file, in order, with fixed owner, mode and time."""
 
+    END = 2 * BLOCK
+    """Bytes that `close` adds."""
+
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._position = 0
+
+    @staticmethod
+    def room(data: bytes) -> int:
+        """Return the bytes that a member of a usual name and length takes."""
+        return BLOCK + len(data) + -len(data) % BLOCK
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes written so far."""
+        return self._position
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member and return the offset of its first data byte."""
@@ -26,13 +40,13 @@ class TarShard:
         padding = -len(data) % BLOCK
         self._file.write(header)
         self._file.write(data)
-        self._file.write(bytes(padding))
+        self._file.write(_ZEROS[:padding])
         self._position = offset + len(data) + padding
         return offset
 
     def close(self) -> None:
         """Write the two empty blocks that end an archive."""
-        self._file.write(bytes(2 * BLOCK))
+        self._file.write(bytes(self.END))
 
 
 def _ustar(name: str, num_bytes: int) -> bytes:

@@ -7,6 +7,7 @@ import io
 import sys
 import tempfile
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from curate.tar import TarShard
 from pipelines.command import run_step
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
 from pipelines.store import Root, digest, fragments, scratch_file, table_file
+from schemas.column import with_model
 from schemas.latents import SCHEMA
 
 FIT_RECEIPT = "darkroom_fit.json"
@@ -37,7 +39,10 @@ def encode(runner: Runner) -> list[Report]:
     if config.encode.fit is not None and shards:
         _fit_once(root, config.encode.vae, config.encode.fit, shards)
     said = _vae_facts(config.encode.vae) if shards else {}
-    wanted = [Fragment(name=name, made_from=[receipt, said], arguments=(name,)) for name, receipt in shards.items()]
+    wanted = [
+        Fragment(name=name, made_from=[receipt, said], arguments=(name, said["vae_fingerprint"]))
+        for name, receipt in shards.items()
+    ]
     report = runner.run(Step(table="latents", settings=shaping(config.encode, "batch_size"), build=_build), wanted)
     root.write_json("latents/run.json", {**said, "variants": 2 if config.encode.flip else 1, "rows": report.rows})
     return [report]
@@ -58,20 +63,27 @@ def _build(config: CurationConfig) -> Any:
     vae = load_vae(str(config.encode.vae), torch.bfloat16 if device == "cuda" else torch.float32, device)
     root, size = Root(config.root), config.encode.batch_size
 
-    def write(name: str) -> Made:
+    def write(name: str, vae_fingerprint: str) -> Made:
+        schema = with_model(SCHEMA, ["offset"], str(config.encode.vae), vae_fingerprint)
         rows = root.read_table(table_file("shards", name)).to_pylist()
-        relative = rows[0]["shard"].replace("shards/", "latents/", 1)
-        path, placed = scratch_file(".tar"), []
-        with path.open("wb") as file:
-            tar = TarShard(file)
-            for first in range(0, len(rows), size):
-                batch = rows[first : first + size]
-                pixels_BCHW = torch.stack([_pixels(root, row) for row in batch])
-                for variant in (0, 1) if config.encode.flip else (0,):
-                    moments = encode_moments(vae, pixels_BCHW.flip(-1) if variant else pixels_BCHW)
-                    placed += [_add(tar, row, variant, one, relative) for row, one in zip(batch, moments, strict=True)]
-            tar.close()
-        return Made(rows=pa.Table.from_pylist(placed, schema=SCHEMA), files={relative: path})
+        placed, files = [], {}
+        for shard, found in groupby(rows, key=lambda row: row["shard"]):
+            relative = shard.replace("shards/", "latents/", 1)
+            files[relative] = scratch_file(".tar")
+            with files[relative].open("wb") as file:
+                placed += write_tar(TarShard(file), list(found), relative)
+        return Made(rows=pa.Table.from_pylist(placed, schema=schema), files=files)
+
+    def write_tar(tar: TarShard, rows: list[dict[str, Any]], relative: str) -> list[dict[str, Any]]:
+        placed = []
+        for first in range(0, len(rows), size):
+            batch = rows[first : first + size]
+            pixels_BCHW = torch.stack([_pixels(root, row) for row in batch])
+            for variant in (0, 1) if config.encode.flip else (0,):
+                moments = encode_moments(vae, pixels_BCHW.flip(-1) if variant else pixels_BCHW)
+                placed += [_add(tar, row, variant, one, relative) for row, one in zip(batch, moments, strict=True)]
+        tar.close()
+        return placed
 
     return write
 

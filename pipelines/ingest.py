@@ -17,6 +17,7 @@ if __name__ == "__main__":
 from curate import sample
 from curate.config import CurationConfig
 from curate.image import UnreadableImage, read_header
+from curate.takedown import NOTHING_TAKEN_DOWN, TakenDown
 from curate.tar import TarShard
 from pipelines import crawl_report
 from pipelines.command import run_step
@@ -24,6 +25,7 @@ from pipelines.ingest_crawls import FETCH_SETTINGS, counts_of, crawled, fetch_cr
 from pipelines.ingest_dumps import dump_fragments, dumped, listing_fragment, listing_step, parts_of
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say
 from pipelines.store import Root, scratch_file
+from pipelines.taken_down import read_taken_down
 from schemas import fetches, samples
 
 
@@ -60,7 +62,7 @@ def _build_fetches(config: CurationConfig) -> Any:
 
     def keep(source: str, chunk: str, number: int, stem: str | None) -> Made:
         rows = fetched(root, config.ingest, chunk, number, stem)
-        return _shard(f"{chunk}-r{number:02d}", rows, fetches.SCHEMA)
+        return _shard(f"{chunk}-r{number:02d}", rows, fetches.SCHEMA, read_taken_down(root))
 
     return keep
 
@@ -71,27 +73,41 @@ def _build(config: CurationConfig) -> Any:
     def bring_in(kind: str, *arguments: Any) -> Made:
         if kind == "web":
             return crawled(root, config.ingest, *arguments)
-        return _shard(arguments[1], dumped(root, *arguments), samples.SCHEMA)
+        taken_down = read_taken_down(root)
+        rows = (found for found in dumped(root, *arguments) if not taken_down.has(found[0]["uid"], found[0]["url"]))
+        return _shard(arguments[1], rows, samples.SCHEMA, taken_down)
 
     return bring_in
 
 
-def _shard(name: str, rows: Iterator[tuple[dict[str, Any], bytes | None]], schema: pa.Schema) -> Made:
-    """Write the images to a tar, by uid, and return it with the rows of the table."""
+def _shard(
+    name: str,
+    rows: Iterator[tuple[dict[str, Any], bytes | None]],
+    schema: pa.Schema,
+    taken_down: TakenDown = NOTHING_TAKEN_DOWN,
+) -> Made:
+    """Write the images to a tar, by uid, and return it with the rows of the table.
+
+    Bytes that were taken down are not stored, whatever they are called now.
+    """
     path = scratch_file(".tar")
     with path.open("wb") as file:
         shard = TarShard(file)
-        done = [_stored(row, data, shard, f"raw/{name}.tar") for row, data in rows]
+        done = [_stored(row, data, shard, f"raw/{name}.tar", taken_down) for row, data in rows]
         shard.close()
     done.sort(key=lambda row: row["uid"])
     table = pa.Table.from_pylist(done, schema=schema)
     return Made(rows=table, files={f"raw/{name}.tar": path}, counts=counts_of(done))
 
 
-def _stored(row: dict[str, Any], data: bytes | None, shard: TarShard, shard_name: str) -> dict[str, Any]:
+def _stored(
+    row: dict[str, Any], data: bytes | None, shard: TarShard, shard_name: str, taken_down: TakenDown
+) -> dict[str, Any]:
     if data is None:
         return row
     known = row.get("sha256") or hashlib.sha256(data).hexdigest()
+    if known in taken_down.sha256:
+        return row | {"sha256": known, "status": sample.TAKEN_DOWN, "error": "these bytes were taken down"}
     row = row | {"num_bytes": len(data), "sha256": known}
     try:
         header = read_header(data)

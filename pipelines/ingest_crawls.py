@@ -21,6 +21,7 @@ from pipelines.crawl_report import Watch
 from pipelines.progress import Progress
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say
 from pipelines.store import Root, digest, fragments, parquet_bytes, scratch_file, table_file
+from pipelines.taken_down import read_taken_down
 from schemas import samples, urls
 
 FETCH_SETTINGS = ("user_agent_token", "consent", "opt_out_directives")
@@ -61,7 +62,9 @@ def url_fragment(source: WebSource) -> Fragment:
 def _build_urls(config: CurationConfig) -> Any:
     def split(source: WebSource, files: list[str]) -> Made:
         chunks, written = [], {}
+        taken_down = read_taken_down(Root(config.root))
         for number, rows in enumerate(lists.read_lists(source, files, config.ingest.rows_per_shard)):
+            rows = rows.filter(pa.array(~taken_down.rows(rows)))
             name = f"{source.name}-{number:05d}"
             path = scratch_file(".parquet")
             path.write_bytes(parquet_bytes(rows))

@@ -14,7 +14,7 @@ from pipelines.store import Root
 
 def preflight(config: CurationConfig) -> None:
     """Raise ValueError or MissingWeights for what would stop a later step."""
-    check_cut_offs(config.selection, config.score)
+    check_cut_offs(config.selection, config.score, config.dedup)
     check_clip_weights(config)
     check_head_weights(config)
     check_vae(config)

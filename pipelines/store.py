@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,14 @@ class Receipt:
     rows: int
     files: dict[str, dict[str, Any]]
     counts: dict[str, int]
+    identity: str | None = None
+    """The digest to keep where rows were taken out later: what was made from the fragment is still right."""
 
     @property
     def digest(self) -> str:
         """Identity for what is made from this fragment; another attempt has another one."""
-        return digest(asdict(self))
+        said = asdict(self)
+        return said.pop("identity") or digest(said)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +168,18 @@ class Root:
         with self.fs.open(path, "rb") as file:
             return _read_table(pq.ParquetFile(file), relative, columns)
 
+    def column_names(self, relative: str) -> list[str]:
+        """Return the names of a parquet file's columns."""
+        with self.fs.open(self.path(relative), "rb") as file:
+            return list(pq.read_schema(file).names)
+
+    def num_rows(self, relative: str) -> int:
+        """Return the rows of a parquet file; 0 for a file of another kind."""
+        if not relative.endswith(".parquet"):
+            return 0
+        with self.fs.open(self.path(relative), "rb") as file:
+            return int(pq.read_metadata(file).num_rows)
+
     def glob(self, pattern: str) -> list[str]:
         """Return the paths below the root that fit a pattern, in order; the root's own name is no pattern."""
         return sorted(self.fs.glob(glob.escape(self.path("")) + pattern))
@@ -208,6 +223,7 @@ def digest(value: Any) -> str:
 def parquet_bytes(rows: pa.Table) -> bytes:
     buffer = io.BytesIO()
     repeated = [name for name in rows.column_names if name not in NOT_REPEATED]
+    repeated += [f"{field.name}.list.element" for field in rows.schema if field.type == pa.list_(pa.string())]
     as_lengths = {name: "DELTA_LENGTH_BYTE_ARRAY" for name in rows.column_names if name in OF_ONE_LENGTH}
     pq.write_table(rows, buffer, compression="zstd", use_dictionary=repeated, column_encoding=as_lengths or None)
     return buffer.getvalue()
@@ -259,6 +275,29 @@ def commit(
     )
     root.write_json(_receipt_file(table, fragment), asdict(receipt))
     return receipt
+
+
+def read_receipt(root: Root, table: str, fragment: str) -> Receipt | None:
+    """Return a fragment's receipt as it is; None without one."""
+    said = root.read_json(_receipt_file(table, fragment))
+    return None if said is None else Receipt(**said)
+
+
+def amend(root: Root, table: str, receipt: Receipt) -> None:
+    """Say anew what a fragment's files are, and how many rows it has, without a change of its identity."""
+    files = {name: _said_of(root, name) for name in receipt.files}
+    rows = sum(root.num_rows(name) for name in files if name.startswith(f"tables/{table}/") and "/parts/" not in name)
+    amended = replace(receipt, files=files, rows=rows, identity=receipt.digest)
+    root.write_json(_receipt_file(table, receipt.fragment), asdict(amended))
+    found = manifest(root, table)
+    found["fragments"][receipt.fragment] |= {"rows": rows, "files": files}
+    found["rows"] = sum(said["rows"] for said in found["fragments"].values())
+    root.write_json(f"tables/{table}/{MANIFEST}", found)
+
+
+def _said_of(root: Root, name: str) -> dict[str, Any]:
+    data = root.view(name)
+    return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _file_sha256(path: Path) -> str:

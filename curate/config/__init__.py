@@ -10,7 +10,7 @@ from curate.config.embed import ClipSpec, EmbedConfig
 from curate.config.export import AutoencoderFit, EncodeConfig, ExportConfig
 from curate.config.ingest import CONSENT_SIGNALS, RETRIED, RETRIES, DumpSource, IngestConfig, RetryPolicy, WebSource
 from curate.config.score import REAL_HEADS, HeadSpec, ScoreConfig
-from curate.config.selection import SelectionConfig
+from curate.config.selection import DiversityConfig, Quantile, Quota, SelectionConfig, Threshold, TopFraction
 
 __all__ = [
     "AutoencoderFit",
@@ -20,11 +20,14 @@ __all__ = [
     "CurationConfig",
     "DedupConfig",
     "DumpSource",
+    "DiversityConfig",
     "EmbedConfig",
     "EncodeConfig",
     "ExportConfig",
     "HeadSpec",
     "IngestConfig",
+    "Quantile",
+    "Quota",
     "REAL_HEADS",
     "RETRIED",
     "RETRIES",
@@ -33,6 +36,8 @@ __all__ = [
     "RetryPolicy",
     "ScoreConfig",
     "SelectionConfig",
+    "Threshold",
+    "TopFraction",
     "WebSource",
     "require",
 ]

@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Takedown: samples are removed from tables, raw files, shards and latents, and stay away from then on.
+
+python pipelines/takedown.py --uid UID ... --url URL ... --sha256 HASH ... [--with_duplicates]
+
+The list of what was taken down is kept as hashes in takedowns.json under the root; ingest and selection ask it.
+A command that was killed is run again. Do not run it beside another step or a training that reads the shards.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from curate.takedown import TakenDown, asked_for
+from curate.tar import TarShard, index_tar
+from pipelines.command import read_curation, told_in_one_line
+from pipelines.store import Receipt, Root, amend, manifest, parquet_bytes, read_receipt, scratch_file, table_file
+from pipelines.taken_down import read_taken_down, write_taken_down
+
+TABLES = ("latents", "shards", "plan", "selection", "scores", "duplicates", "features", "captions", "fetches", "urls")
+"""What is made from samples, the last first; samples themselves come at the end."""
+OPEN = "takedown_open.json"
+IMAGES = ("jpg", "webp", "png")
+
+
+def take_down(root: Root, asked: TakenDown, with_duplicates: bool) -> Iterator[str]:
+    """Remove what is asked for and what was asked for before; yield what was removed, in lines without names."""
+    known = read_taken_down(root) | asked
+    write_taken_down(root, known)
+    found = known.uids | _matching(root, known)
+    duplicates = _duplicates(root, found) - found
+    if with_duplicates:
+        found, duplicates = found | duplicates, frozenset()
+    write_taken_down(root, known | TakenDown(uids=found))
+    for table in (*TABLES, "samples"):
+        if root.exists(f"tables/{table}/_run.json"):
+            yield from _clean_table(root, table, found)
+    _count_latents(root)
+    if duplicates:
+        yield f"{len(duplicates)} more samples are duplicates of these: --with_duplicates takes them down as well"
+
+
+def _matching(root: Root, known: TakenDown) -> frozenset[str]:
+    """Return the uids of the samples with a URL or bytes on the list."""
+    found: set[str] = set()
+    for fragment in manifest(root, "samples")["fragments"]:
+        rows = root.read_table(table_file("samples", fragment), known.columns())
+        found |= set(rows["uid"].filter(pa.array(known.rows(rows))).to_pylist())
+    return frozenset(found)
+
+
+def _duplicates(root: Root, uids: frozenset[str]) -> frozenset[str]:
+    """Return the samples that dedup put into a cluster with any of these."""
+    if not uids or not root.exists("tables/duplicates/_run.json"):
+        return frozenset()
+    files = [file for said in manifest(root, "duplicates")["fragments"].values() for file in said["files"]]
+    tables = [root.read_table(file, ["uid", "cluster_id"]) for file in files]
+    whole = pa.concat_tables(tables)
+    clusters = set(whole["cluster_id"].filter(_in(whole["uid"], uids)).drop_null().to_pylist()) | uids
+    return frozenset(whole["uid"].filter(_in(whole["cluster_id"], frozenset(clusters))).to_pylist())
+
+
+def _clean_table(root: Root, table: str, uids: frozenset[str]) -> Iterator[str]:
+    half_done = root.read_json(OPEN) or {}
+    for fragment in manifest(root, table)["fragments"]:
+        receipt = read_receipt(root, table, fragment)
+        assert receipt is not None, f"{table}/{fragment}: the table names it, and it has no receipt"
+        hit = [file for file in sorted(receipt.files) if _holds(root, file, uids)]
+        if hit or half_done == {"table": table, "fragment": fragment}:
+            root.write_json(OPEN, {"table": table, "fragment": fragment})
+            yield from _clean_fragment(root, table, receipt, hit, uids)
+            amend(root, table, receipt)
+            root.remove(OPEN)
+
+
+def _holds(root: Root, file: str, uids: frozenset[str]) -> bool:
+    """Return whether a parquet file with uids has any of these."""
+    if not file.endswith(".parquet") or "uid" not in root.column_names(file):
+        return False
+    return bool(pc.any(_in(root.read_table(file, ["uid"])["uid"], uids)).as_py())
+
+
+def _clean_fragment(root: Root, table: str, receipt: Receipt, hit: list[str], uids: frozenset[str]) -> Iterator[str]:
+    """Rewrite the tars and then the tables of a fragment; what is done already is done again, to the same end."""
+    for file in hit:
+        rows = root.read_table(file)
+        gone = _in(rows["uid"], uids)
+        shards = set(rows["shard"].filter(gone).drop_null().to_pylist()) if "shard" in rows.column_names else set()
+        offsets: dict[str, int] = {}
+        for shard in sorted(shards & receipt.files.keys()):
+            removed, found = _rewrite_tar(root, shard, uids)
+            offsets |= found
+            yield f"{shard}: {removed} files"
+        rows = rows.filter(pc.invert(gone))
+        if table in ("shards", "latents") and offsets:
+            rows = _placed(rows, offsets)
+        root.write(file, parquet_bytes(rows))
+        yield f"{file}: {pc.sum(gone).as_py()} rows"
+    if table in ("plan", "urls"):
+        _recount(root, table, receipt)
+
+
+def _rewrite_tar(root: Root, relative: str, uids: frozenset[str]) -> tuple[int, dict[str, int]]:
+    """Write a tar without those samples; return how many members went, and where the data of each other one begins.
+
+    In raw tars zeros take their place, since other tables say where the rest lies.
+    """
+    path, removed, offsets = scratch_file(".tar"), 0, {}
+    with root.fs.open(root.path(relative), "rb") as source, path.open("wb") as target:
+        tar = TarShard(target)
+        for member in index_tar(source, root.size(relative) or 0):
+            assert member.status is None, f"{relative}: {member.error}"
+            uid, _, ending = member.name.partition(".")
+            gone = uid in uids
+            if gone and not relative.startswith("raw/"):
+                removed += 1
+                continue
+            data = bytes(member.num_bytes) if gone else root.read(relative, member.offset, member.num_bytes)
+            removed += gone and ending != "removed"
+            offset = tar.add(f"{uid}.removed" if gone else member.name, data)
+            assert relative.startswith("shards/") or relative.startswith("latents/") or offset == member.offset
+            offsets[member.name] = offset
+        tar.close()
+    root.write_file(relative, path)
+    path.unlink()
+    return removed, offsets
+
+
+def _placed(rows: pa.Table, offsets: dict[str, int]) -> pa.Table:
+    """Return the rows with the new offsets of their images or latents, where their tar was rewritten."""
+    moved = [
+        next((offsets[name] for name in _names(row) if name in offsets), row["offset"])
+        for row in rows.select([n for n in ("uid", "offset", "variant") if n in rows.column_names]).to_pylist()
+    ]
+    at = rows.schema.get_field_index("offset")
+    return rows.set_column(at, rows.schema.field(at), pa.array(moved, pa.int64()))
+
+
+def _names(row: dict[str, Any]) -> list[str]:
+    if "variant" in row:
+        return [f"{row['uid']}.v{row['variant']}.npy"]
+    return [f"{row['uid']}.{ending}" for ending in IMAGES]
+
+
+def _recount(root: Root, table: str, receipt: Receipt) -> None:
+    """Bring the numbers of rows in plan and urls in line with the files they speak of."""
+    file = table_file(table, receipt.fragment)
+    rows, column = root.read_table(file), {"plan": "shard", "urls": "chunk"}[table]
+    folder = {"plan": "tables/plan/parts", "urls": "raw/urls"}[table]
+    counts = [root.num_rows(f"{folder}/{name}.parquet") for name in rows[column].to_pylist()]
+    at = rows.schema.get_field_index("rows")
+    root.write(file, parquet_bytes(rows.set_column(at, rows.schema.field(at), pa.array(counts, pa.int64()))))
+
+
+def _count_latents(root: Root) -> None:
+    said = root.read_json("latents/run.json")
+    if said is not None and root.exists("tables/latents/_run.json"):
+        root.write_json("latents/run.json", said | {"rows": manifest(root, "latents")["rows"]})
+
+
+def _in(column: pa.ChunkedArray, uids: frozenset[str]) -> pa.ChunkedArray:
+    return pc.is_in(column, value_set=pa.array(sorted(uids), pa.string()))
+
+
+def main() -> None:
+    config, flags = read_curation("takedown", __doc__, sys.argv[1:], _flags)
+    with told_in_one_line("takedown"):
+        if not (flags.uid or flags.url or flags.sha256):
+            raise ValueError("nothing to take down: give --uid, --url or --sha256")
+        root, lines = Root(config.root), 0
+        manifest(root, "samples")
+        for line in take_down(root, asked_for(flags.uid, flags.url, flags.sha256), flags.with_duplicates):
+            print(line)
+            lines += 1
+        print(
+            "done; they stay away from later runs" if lines else "nothing of it was here; it stays away from later runs"
+        )
+
+
+def _flags(parser) -> None:  # noqa: ANN001 - jsonargparse's parser
+    parser.add_argument("--uid", type=str, nargs="+", default=[], help="uids of samples, 32 hex digits each")
+    parser.add_argument("--url", type=str, nargs="+", default=[], help="URLs, or paths in a dump, as samples has them")
+    parser.add_argument(
+        "--sha256", type=str, nargs="+", default=[], help="SHA-256 of original files, 64 hex digits each"
+    )
+    parser.add_argument("--with_duplicates", action="store_true", help="and the duplicates of these samples")
+
+
+if __name__ == "__main__":
+    main()
