@@ -52,6 +52,16 @@ def read_settings(
     return settings, cfg
 
 
+def from_dict(kind: type[T], said: dict[str, Any]) -> T:
+    """Return settings from plain values, such as a manifest holds; raises ValueError naming what is wrong."""
+    parser = _parser(kind, kind.__name__, "", None, None)
+    try:
+        cfg = parser.parse_object(said, defaults=True)
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+    return kind(**vars(parser.instantiate(_only(cfg, kind))))
+
+
 def stop(prog: str, message: str) -> NoReturn:
     """Print one line on stderr and end the process with code 2."""
     line = "; ".join(part.strip() for part in message.splitlines() if part.strip())

@@ -62,14 +62,19 @@ def resolved(selection: SelectionConfig) -> SelectionConfig:
     return replace(selection, **PRESETS[selection.preset], preset="none")
 
 
-def active(selection: SelectionConfig) -> list[tuple[CutOff, float]]:
-    """Return the cut-offs that are on, with their values, in order."""
-    named = [(cut, getattr(selection, cut.setting)) for cut in CUT_OFFS]
+def cut_offs(selection: SelectionConfig) -> list[tuple[CutOff, float | None]]:
+    """Return all cut-offs with their values, in order; None is off. Thresholds have both sides."""
+    named: list[tuple[CutOff, float | None]] = [(cut, getattr(selection, cut.setting)) for cut in CUT_OFFS]
     for said in selection.thresholds:
         for side, value, word in (("below", said.min, "low"), ("above", said.max, "high")):
             reason = f"{word}_{said.column}"
             named.append((CutOff(reason=reason, setting="thresholds", column=said.column, drops=side), value))  # type: ignore[arg-type]
-    return [(cut, value) for cut, value in named if value is not None]
+    return named
+
+
+def active(selection: SelectionConfig) -> list[tuple[CutOff, float]]:
+    """Return the cut-offs that are on, with their values, in order."""
+    return [(cut, value) for cut, value in cut_offs(selection) if value is not None]
 
 
 def dropped(cut: CutOff, value: float, measured: np.ndarray) -> np.ndarray:

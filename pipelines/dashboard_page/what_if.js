@@ -43,12 +43,13 @@ export async function whatIfPage(place, { overview }) {
       parts.total,
       h("div", {}, h("b", { id: "kept", "data-kept": found.kept }, count(found.kept)), ` of ${count(found.rows_in)} kept (${share(found.kept, found.rows_in)})`),
       h("div", { class: "quiet" }, change ? `${change > 0 ? "+" : "–"}${count(Math.abs(change))} against the recorded cut-offs` : "as with the recorded cut-offs"),
-      h("span", { class: "badge exact", title: "counted over every row, nothing is sampled" }, "exact"),
+      h("span", { class: "badge exact", title: "counted over every row, nothing is sampled" }, found.not_counted.length ? "exact, before the rules named below" : "exact"),
     );
     const stages = Object.entries(found.early).map(([stage, dropped]) => `${stage} ${count(dropped)}`);
     show(parts.early, `${count(found.rows_in)} came in; dropped before any cut-off: ${stages.join(", ") || "none"}; ${count(found.meets_cut_offs)} meet the cut-offs`);
     for (const cut of found.cut_offs) {
       const row = rows.get(cut.setting);
+      if (!row) continue;
       row.querySelector(".dropped-count").textContent = count(cut.dropped);
       row.querySelector(".left-count").textContent = count(cut.left);
       row.querySelector(".bar i").style.width = `${found.meets_cut_offs ? (100 * cut.left) / found.meets_cut_offs : 0}%`;
@@ -74,7 +75,7 @@ export async function whatIfPage(place, { overview }) {
       parts.total,
       h("p", { class: "said" }, parts.early),
       h("div", { class: "sliders" }, h("div", { class: "slider heads" }, ["cut-off", "", "value", "drops", "left", ""].map((name) => h("span", {}, name))), [...rows.values()]),
-      others.length ? h("p", { class: "said" }, `Not counted here, for want of a slider: ${others.map(([reason, dropped]) => `${words(reason)} ${count(dropped)}`).join(", ")}.`) : null,
+      others.length ? h("p", { class: "said" }, `Rules over the whole corpus come after these cut-offs and are not counted here; the recorded selection dropped by them: ${others.map(([reason, dropped]) => `${words(reason)} ${count(dropped)}`).join(", ")}.`) : null,
       exported ? null : h("p", {}, h("button", { id: "save", onclick: save }, "Save as config")),
       parts.saved,
     ),
@@ -108,7 +109,7 @@ function sliderRow(slider, state, changed) {
     changed(slider, typed.value === "" ? null : Number(typed.value));
   });
   if (exported || !slider.rows) for (const input of [range, typed]) input.disabled = true;
-  const off = slider.can_be_off && h("button", { class: "quiet", title: "switch this cut-off off", onclick: () => { typed.value = ""; changed(slider, null); } }, "off");
+  const off = h("button", { class: "quiet", title: "switch this cut-off off", onclick: () => { typed.value = ""; changed(slider, null); } }, "off");
   const back = h("button", { class: "quiet", title: "the recorded value", onclick: () => { typed.value = slider.recorded ?? ""; range.value = start; changed(slider, slider.recorded); } }, "reset");
   const name = h("span", { class: "name", title: slider.meaning }, words(slider.setting), h("small", {}, slider.rows ? `drops what is ${slider.drops}; values ${short(slider.lowest)} to ${short(slider.highest)}` : "no values yet"));
   const left = h("span", { class: "left" }, h("span", { class: "bar thin" }, h("i", { class: "kept" })), h("span", { class: "left-count" }));

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.dashboard_server import clusters, distributions, funnel_page, samples, training, what_if
 from pipelines.dashboard_server.browse import MOST_AT_ONCE, Lists, near
-from pipelines.dashboard_server.cut_off_list import limits, without_slider
+from pipelines.dashboard_server.cut_off_list import limits
 from pipelines.dashboard_server.filters import EQUAL, number, one_of, whole
 from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.labels import Labels
@@ -62,7 +62,7 @@ def overview(this: Shown, asked: Asked) -> dict[str, Any]:
     rows, unchecked = index.rows(
         "SELECT count(*), count(*) FILTER (hidden AND reason IS DISTINCT FROM 'blocklist') FROM board"
     )[0]
-    notes = [f"cut-off {setting} has no slider: it is no comparison with one limit" for setting in without_slider()]
+    notes = []
     if unchecked:
         notes.append(
             f"{unchecked:,} samples have not been compared with the blocklists and are not shown: run "
@@ -117,7 +117,7 @@ def counts(this: Shown, asked: Asked) -> dict[str, Any]:
 
 
 def near_a_cut_off(this: Shown, asked: Asked) -> dict[str, Any]:
-    by_setting = {limit.setting: limit for limit in limits()}
+    by_setting = {limit.setting: limit for limit in limits(this.index.settings)}
     limit = by_setting[one_of("setting", asked.get("setting", ""), by_setting)]
     return near(this.index, limit, number("value", asked.get("value", "")), NEAR_A_CUT_OFF)
 

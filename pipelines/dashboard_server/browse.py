@@ -80,7 +80,7 @@ def unsafe_sql(index: Index) -> str:
     head = index.numbers.get("nsfw_prob")
     if head is None or "UNTRAINED" in head.revision:
         return "coalesce(reason = 'unsafe', false)"
-    limit = min(0.5, float(index.settings.get("max_nsfw_prob") or 0.5))
+    limit = min(0.5, float(index.settings.max_nsfw_prob or 0.5))
     return f"coalesce(reason = 'unsafe' OR nsfw_prob > {limit!r}, false)"
 
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from curate.config import SelectionConfig
-from curate.cut_offs import CUT_OFFS
+from curate.config import SelectionConfig, Threshold
+from curate.config_file import from_dict
+from curate.cut_offs import DERIVED, OTHER_LANGUAGE, CutOff, active, cut_offs, resolved
+from curate.verdicts import rules
 from pipelines.store import MANIFEST, Root
 
-_FORM = re.compile(r"(?P<value>.+?) (?P<sign>[<>]) \?")
-_ALIAS = re.compile(r"\b[a-z]\.(?=[a-z])")
+_DERIVED_SQL = {
+    "shorter_side_px": "least(width_px, height_px)",
+    "aspect": "greatest(width_px, height_px)::FLOAT / least(width_px, height_px)::FLOAT",
+    "caption_chars": "caption_chars",
+}
+assert _DERIVED_SQL.keys() == DERIVED.keys(), "what selection computes, the index computes as well"
+_HELD = "caption_chars"
+"""Computed by selection, a column of the index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,72 +29,69 @@ class Limit:
     """One cut-off: a sample is dropped where its value is below a minimum, or above a maximum."""
 
     setting: str
+    """A field of selection, or `thresholds.<column>.min` and `.max`."""
     reason: str
     value_sql: str
     """The value, over the columns of the index."""
     is_minimum: bool
     column: str | None
     """The column that it is the value of; None where it is computed."""
+    value: float | None
+    """The recorded limit; None where the cut-off is off."""
     meaning: str
 
     @property
     def drops_sql(self) -> str:
-        """The condition, with `?` for the limit."""
-        return f"{self.value_sql} {'<' if self.is_minimum else '>'} ?"
+        """The condition, with `?` for the limit, which is rounded as selection rounds it: to the values' float32."""
+        return f"{self.value_sql} {'<' if self.is_minimum else '>'} ?::FLOAT"
 
 
-def limits() -> tuple[Limit, ...]:
+def limits(config: SelectionConfig) -> tuple[Limit, ...]:
     """Return the cut-offs that compare one value with one limit, in the order in which they count."""
     meanings = _meanings()
-    found = []
-    for cut in CUT_OFFS:
-        form = _FORM.fullmatch(cut.drops)
-        if form is None:
-            continue
-        value = _ALIAS.sub("", form["value"])
-        column = value if value.isidentifier() else None
-        found.append(
-            Limit(
-                setting=cut.setting,
-                reason=cut.reason,
-                value_sql=value,
-                is_minimum=form["sign"] == "<",
-                column=column,
-                meaning=meanings.get(cut.setting, ""),
-            )
-        )
-    return tuple(found)
+    return tuple(_limit(cut, value, meanings) for cut, value in cut_offs(config))
 
 
-def without_slider() -> list[str]:
-    """Return the settings of cut-offs that are no comparison with one limit."""
-    known = {limit.setting for limit in limits()}
-    return [cut.setting for cut in CUT_OFFS if cut.setting not in known]
+def _limit(cut: CutOff, value: float | None, meanings: Mapping[str, str]) -> Limit:
+    is_minimum, is_computed = cut.drops == "below", cut.column in DERIVED and cut.column != _HELD
+    other = f"thresholds.{cut.column}.{'min' if is_minimum else 'max'}"
+    return Limit(
+        setting=other if cut.setting == "thresholds" else cut.setting,
+        reason=cut.reason,
+        value_sql=_DERIVED_SQL.get(cut.column, f'"{cut.column}"'),
+        is_minimum=is_minimum,
+        column=None if is_computed else cut.column,
+        value=value,
+        meaning=meanings.get(cut.setting, ""),
+    )
 
 
-def recorded(root: Root) -> dict[str, Any]:
-    """Return the selection's settings as its table was made with them; the defaults before it was made."""
-    manifest = root.read_json(f"tables/selection/{MANIFEST}")
-    return asdict(SelectionConfig()) | ((manifest or {}).get("settings") or {})
+def later_reasons(config: SelectionConfig) -> list[str]:
+    """Return the reasons of the rules behind the cut-offs that no slider stands for, in order."""
+    return [reason for reason in rules(config)[len(active(config)) :] if reason != OTHER_LANGUAGE]
 
 
-def can_be_off(setting: str) -> bool:
-    """Return whether null switches a cut-off off."""
-    return "None" in str(SelectionConfig.__dataclass_fields__[setting].type)
+def recorded(root: Root) -> SelectionConfig:
+    """Return selection's settings as its table was made with them, the preset spelt out; the defaults before that."""
+    said = (root.read_json(f"tables/selection/{MANIFEST}") or {}).get("settings") or {}
+    known = {field.name for field in fields(SelectionConfig)}
+    return resolved(from_dict(SelectionConfig, {name: value for name, value in said.items() if name in known}))
 
 
-def checked(values: dict[str, float | None], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with these limits; raises ValueError naming what is wrong."""
-    known = SelectionConfig.__dataclass_fields__
-    whole = {name for name, field in known.items() if str(field.type).startswith("int")}
-    given = {name: int(value) if name in whole and value is not None else value for name, value in values.items()}
-    for name, value in given.items():
-        if value is None and not can_be_off(name):
-            raise ValueError(f"{name} = off: selection always has this cut-off; give a number")
-    said: dict[str, Any] = {name: value for name, value in (settings | given).items() if name in known}
-    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
-    SelectionConfig(**plain)
-    return said
+def with_limits(config: SelectionConfig, values: Mapping[str, float | None]) -> SelectionConfig:
+    """Return the settings with these limits by setting; raises ValueError naming what is wrong."""
+    whole = {field.name for field in fields(SelectionConfig) if str(field.type).startswith("int")}
+    plain: dict[str, Any] = {name: value for name, value in values.items() if not name.startswith("thresholds.")}
+    for name in whole & plain.keys():
+        plain[name] = None if plain[name] is None else int(plain[name])
+    thresholds = [_moved(one, values) for one in config.thresholds]
+    return replace(config, **plain, thresholds=tuple(one for one in thresholds if one is not None))
+
+
+def _moved(one: Threshold, values: Mapping[str, float | None]) -> Threshold | None:
+    name = f"thresholds.{one.column}"
+    low, high = values.get(f"{name}.min", one.min), values.get(f"{name}.max", one.max)
+    return None if low is None and high is None else Threshold(column=one.column, min=low, max=high)
 
 
 def _meanings() -> dict[str, str]:

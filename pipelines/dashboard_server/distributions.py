@@ -37,9 +37,9 @@ def histogram(index: Index, name: str) -> dict[str, Any]:
     """Return bins [low, high) with kept and dropped rows; the first and the last have open ends, with the outliers."""
     one_of("name", name, {*index.numbers, *OTHER_NUMBERS})
     lowest, highest, low, high, count, whole = span(index, f'"{name}"', TAIL)
-    cut = next((limit for limit in limits() if limit.column == name), None)
+    cut = next((limit for limit in limits(index.settings) if limit.column == name), None)
     said: dict[str, Any] = {"name": name, "rows": count, "lowest": lowest, "highest": highest, "bins": []}
-    said["cut_off"] = None if cut is None else index.settings.get(cut.setting)
+    said["cut_off"] = None if cut is None else cut.value
     said["drops"] = None if cut is None else ("below" if cut.is_minimum else "above")
     if not count:
         return said

@@ -72,8 +72,8 @@ def _answers(this: Shown) -> Iterable[tuple[str, Any]]:
 def _strips(this: Shown) -> list[dict[str, Any]]:
     """Return the samples on either side of each cut-off that is set, without unsafe ones."""
     found = []
-    for limit in limits():
-        value = this.index.settings.get(limit.setting)
+    for limit in limits(this.index.settings):
+        value = limit.value
         if value is None:
             continue
         sides = near(this.index, limit, float(value), NEAR_A_CUT_OFF)

@@ -20,9 +20,11 @@ import pyarrow.compute as pc
 
 from curate.buckets import ladder
 from curate.config import ExportConfig
+from curate.sample import TAKEN_DOWN
 from pipelines.dashboard_server.cut_off_list import recorded
 from pipelines.dashboard_server.tables import SHOWN, Readable, lacking, read_rows, readable, schema_of
 from pipelines.store import MANIFEST, Root, digest
+from pipelines.taken_down import read_taken_down
 from schemas.tables import TABLES
 
 ROWS_BITS = 24
@@ -93,6 +95,7 @@ class Index:
             self.settings = recorded(self.root)
             self.buckets = _buckets(self.root)
             self.blocklists_known = self._unchecked or _no_blocklists(self.root)
+            self.taken_down = read_taken_down(self.root)
             self.numbers = _numbers(self.root, self.tables)
             self.notes = _notes(self.root, self.tables)
             self._prepare()
@@ -153,7 +156,8 @@ class Index:
 
     def _prepare(self) -> None:
         """Create the tables; an index with other columns, settings or buckets is begun anew."""
-        shape = digest([list(self.numbers), self.buckets, self.blocklists_known, self.root.url, 1])
+        away = [sorted(hashes) for hashes in vars(self.taken_down).values()]
+        shape = digest([list(self.numbers), self.buckets, self.blocklists_known, self.root.url, away, 2])
         self.database.execute("CREATE TABLE IF NOT EXISTS shape (shape VARCHAR)")
         if self.rows("SELECT shape FROM shape") != [(shape,)]:
             for name in ("board", "fragments"):
@@ -215,7 +219,8 @@ class Index:
     def _register(self, cursor: Any, found: dict[str, pa.Table], number: int) -> None:
         samples = found["samples"]
         numbers = pa.array(np.arange(len(samples), dtype=np.int64) + (number << ROWS_BITS))
-        found = found | {"samples": samples.append_column("number", numbers)}
+        away = pa.array(self.taken_down.rows(samples))
+        found = found | {"samples": samples.append_column("number", numbers).append_column("taken_down", away)}
         features = found["features"]
         found["features"] = features.append_column("bucket", _bucket_of(features, self.buckets))
         for table, rows in found.items():
@@ -223,6 +228,8 @@ class Index:
 
     def _wanted(self, table: str) -> pa.Schema:
         columns = dict(READ[table])
+        if table == "samples":
+            columns |= dict.fromkeys(self.taken_down.columns(), TEXT)
         for said in self.numbers.values():
             if said.table == table or said.name == "clip_similarity" and table in ("features", "scores"):
                 columns[said.name] = pa.float32()
@@ -240,20 +247,22 @@ class Index:
             if said.name not in ("width_px", "height_px")
         ]
         unchecked = "false" if self.blocklists_known else "s.shard IS NOT NULL AND r.uid IS NULL"
-        return _JOIN.format(numbers=",\n".join(numbers), unchecked=unchecked)
+        return _JOIN.format(numbers=",\n".join(numbers), unchecked=unchecked, taken_down=TAKEN_DOWN)
 
 
 _JOIN = r"""
     SELECT s.number, s.uid, s.source, regexp_extract(lower(s.url), '^https?://([^/?#]+)', 1) AS host,
-        s.caption, c.caption_clean, coalesce(length(c.caption_clean), 0) AS caption_chars, c.language,
+        s.caption, c.caption_clean, length(c.caption_clean) AS caption_chars, c.language,
         s.license, s.format, s.shard, s."offset", s.num_bytes, f.width_px, f.height_px, f.bucket,
         d.cluster_id, d.survivor_uid, d.kind, d.distance, d.is_survivor, d.won_by, d.semantic_cluster,
         {numbers},
-        coalesce(r.blocklist_hit, {unchecked}) AS hidden,
-        CASE WHEN s.status <> 'ok' THEN 'ingest' WHEN f.status <> 'ok' THEN 'embed' WHEN r.blocklist_hit THEN 'score'
-            WHEN NOT d.is_survivor THEN 'dedup' WHEN c.caption_reason IS NOT NULL THEN 'captions' END AS early_stage,
-        CASE WHEN s.status <> 'ok' THEN s.status WHEN f.status <> 'ok' THEN f.status
-            WHEN r.blocklist_hit THEN 'blocklist' WHEN NOT d.is_survivor THEN 'duplicate_' || d.kind
+        s.taken_down OR coalesce(r.blocklist_hit, {unchecked}) AS hidden,
+        CASE WHEN s.taken_down OR s.status <> 'ok' THEN 'ingest' WHEN f.status <> 'ok' THEN 'embed'
+            WHEN r.blocklist_hit THEN 'score' WHEN NOT d.is_survivor THEN 'dedup'
+            WHEN c.caption_reason IS NOT NULL THEN 'captions' END AS early_stage,
+        CASE WHEN s.taken_down THEN '{taken_down}' WHEN s.status <> 'ok' THEN s.status
+            WHEN f.status <> 'ok' THEN f.status WHEN r.blocklist_hit THEN 'blocklist'
+            WHEN NOT d.is_survivor THEN 'duplicate_' || d.kind
             ELSE c.caption_reason END AS early_reason,
         early_stage IS NULL AS meets_cut_offs,
         CASE WHEN n.uid IS NULL THEN early_stage ELSE n.reject_stage END AS stage,
@@ -301,7 +310,7 @@ def _no_blocklists(root: Root) -> bool:
     """Return whether it is known that the run compares its pictures with no blocklist."""
     said = root.read_json(f"tables/scores/{MANIFEST}") or {}
     settings = said.get("settings")
-    return settings is not None and not settings.get("blocklists_sha256") and not settings.get("blocklists_pdq")
+    return settings is not None and not any(value for name, value in settings.items() if name.startswith("blocklists_"))
 
 
 def _buckets(root: Root) -> tuple[tuple[int, int], ...]:

@@ -13,12 +13,15 @@ from pipelines.dashboard_server.filters import SHOWN, one_of
 from pipelines.dashboard_server.index import Index
 
 FOLDER = "labels"
-LABELS = {"good": "1", "bad": "0"}
+GOOD, BAD = "good", "bad"
 CURVE_BINS = 10
 
 
 class Labels:
-    """The labels of each score, in one CSV a score with the columns uid and label: 1 is good, 0 is bad."""
+    """The labels of each score, in one CSV a score with the columns uid and label.
+
+    1 marks what a high score stands for, as calibration reads it: good, or bad where lower scores are better.
+    """
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -41,14 +44,14 @@ class Labels:
     def write(self, score: str, uid: str, label: str | None) -> int:
         """Set one label, or take it back; returns how many there are. Raises ValueError and LookupError."""
         if label is not None:
-            one_of("label", label, LABELS)
+            one_of("label", label, (GOOD, BAD))
         if not self._index.rows(f"SELECT 1 FROM board WHERE uid = ? AND {SHOWN} LIMIT 1", [uid]):
             raise LookupError(uid)
         with self._lock:
             labels = self.read(score)
             labels.pop(uid, None)
             if label is not None:
-                labels[uid] = LABELS[label]
+                labels[uid] = self._mark(score, label)
             buffer = io.StringIO()
             writer = csv.writer(buffer, lineterminator="\n")
             writer.writerows([("uid", "label"), *labels.items()])
@@ -71,7 +74,7 @@ class Labels:
 
     def curve(self, score: str) -> dict[str, Any]:
         """Return, for tenths of the labelled samples by score, the mean score and the share that is good."""
-        labels = self.read(score)
+        labels, good = self.read(score), self._mark(score, GOOD)
         marks = ", ".join("?" * len(labels))
         found = (
             self._index.rows(
@@ -80,7 +83,7 @@ class Labels:
             if labels
             else []
         )
-        pairs = sorted((value, labels[uid] == LABELS["good"]) for value, uid in found)
+        pairs = sorted((value, labels[uid] == good) for value, uid in found)
         bins = min(CURVE_BINS, len(pairs))
         points = []
         for place in range(bins):
@@ -89,11 +92,14 @@ class Labels:
             points.append({"score": mean, "good": sum(good for _, good in part) / len(part), "labels": len(part)})
         return {"score": score, "labels": len(pairs), "points": points}
 
+    def _mark(self, score: str, label: str) -> str:
+        high_is = BAD if self._index.numbers[score].direction.startswith("lower") else GOOD
+        return "1" if label == high_is else "0"
+
     def _middle(self, score: str) -> float:
         self.file(score)
-        for limit in limits():
-            value = self._index.settings.get(limit.setting)
-            if limit.column == score and value is not None:
-                return float(value)
+        for limit in limits(self._index.settings):
+            if limit.column == score and limit.value is not None:
+                return float(limit.value)
         found = self._index.rows(f'SELECT approx_quantile("{score}", 0.5) FROM board WHERE meets_cut_offs')[0][0]
         return 0.0 if found is None else float(found)

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
-from curate.config import SelectionConfig
+from curate.config import CurationConfig, SelectionConfig
 from curate.config_file import as_dict
-from curate.cut_offs import select
-from pipelines.selection import COLUMNS
+from pipelines.selection import choose
 from pipelines.store import Root, commit, parquet_bytes, publish, table_file
 from schemas import captions, duplicates, features, samples, scores, selection
 from schemas.column import conform, with_model
 from tests.conftest import encoded, picture
 
+FRAGMENTS = ("made-00000", "made-00001")
 SHARD, DIM, ROWS = "raw/made.tar", 8, 60
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script> "\'`${1} </script>'
 BLOCKED, UNSAFE, COPY, BROKEN, GONE, HOSTILE_AT = 3, 4, 5, 6, 7, 8
@@ -49,32 +50,39 @@ def picture_with_gps(number: int) -> bytes:
     return encoded(image, exif=exif)
 
 
-def write_root(url: str, rows: int = ROWS, change: Callable[[dict[str, Any]], None] | None = None) -> Root:
+def write_root(
+    url: str,
+    rows: int = ROWS,
+    change: Callable[[dict[str, Any]], None] | None = None,
+    settings: SelectionConfig = SETTINGS,
+) -> Root:
     """Write every table of a root, in two fragments; `change` may alter the rows of all tables before."""
     root = Root(url)
     made = made_rows(root, rows)
     if change is not None:
         change(made)
-    tables = {name: pa.Table.from_pylist(listed, schema=_plain(SCHEMAS[name])) for name, listed in made.items()}
-    read = {name: table.select(COLUMNS[name]) for name, table in tables.items()}
-    tables["selection"] = select(**read, config=SETTINGS)
-    order = {row["uid"]: at for at, row in enumerate(made["samples"])}
-    at = sorted(range(rows), key=lambda place: order[tables["selection"]["uid"][place].as_py()])
-    tables["selection"] = tables["selection"].take(at)
-    for name, table in tables.items():
-        publish_table(root, name, conform(table, SCHEMAS[name]))
-    root.write_json("run.json", {"config": {"root": url, "selection": as_dict(SETTINGS), "embed": {}}})
+    for name, listed in made.items():
+        publish_table(root, name, pa.Table.from_pylist(listed, schema=_plain(SCHEMAS[name])))
+    publish_table(root, "selection", selected(url, settings), settings=as_dict(settings))
+    root.write_json("run.json", {"config": {"root": url, "selection": as_dict(settings), "embed": {}}})
     return root
 
 
-def publish_table(root: Root, name: str, table: pa.Table, *, finished: bool = True) -> None:
+def selected(url: str, settings: SelectionConfig) -> pa.Table:
+    """Return what the selection step makes of the root's tables with those settings."""
+    made = choose(CurationConfig(root=url, selection=settings), list(FRAGMENTS))
+    return pa.concat_tables(pq.read_table(made.files[table_file("selection", name)]) for name in FRAGMENTS)
+
+
+def publish_table(
+    root: Root, name: str, table: pa.Table, *, finished: bool = True, settings: dict[str, Any] | None = None
+) -> None:
     """Write a table as two fragments, with a manifest where it is finished."""
     half, receipts = len(table) // 2, []
-    for number, part in enumerate((table.slice(0, half), table.slice(half))):
-        files = {table_file(name, f"made-{number:05d}"): parquet_bytes(part)}
-        receipts.append(commit(root, name, f"made-{number:05d}", "", files, len(part), {}))
-    settings = as_dict(SETTINGS) if name == "selection" else {}
-    said = {"settings": settings, "models": [], "seconds": 2.0, "fragments_made": 2}
+    for fragment, part in zip(FRAGMENTS, (table.slice(0, half), table.slice(half)), strict=True):
+        files = {table_file(name, fragment): parquet_bytes(conform(part, SCHEMAS[name]))}
+        receipts.append(commit(root, name, fragment, "", files, len(part), {}))
+    said = {"settings": settings or {}, "models": [], "seconds": 2.0, "fragments_made": 2}
     if finished:
         publish(root, name, receipts, said)
 

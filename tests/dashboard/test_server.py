@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ import yaml
 from PIL import Image
 
 from curate.buckets import nearest
-from curate.config import SelectionConfig
-from curate.cut_offs import CUT_OFFS, select
+from curate.config import Quota, SelectionConfig, Threshold
+from curate.cut_offs import CUT_OFFS
+from curate.takedown import TakenDown
+from pipelines.calibrate import read_labels
 from pipelines.dashboard_server.answers import QUESTIONS, shown
 from pipelines.dashboard_server.browse import near
-from pipelines.dashboard_server.cut_off_list import limits, without_slider
+from pipelines.dashboard_server.cut_off_list import limits, recorded, with_limits
 from pipelines.dashboard_server.exported import TooLarge, page
 from pipelines.dashboard_server.funnel_page import is_defect
 from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.settings import DashboardConfig
-from pipelines.selection import COLUMNS
+from pipelines.dashboard_server.what_if import limits_asked, what_if, without_a_slider
 from pipelines.store import Root
+from pipelines.taken_down import write_taken_down
 from tests.dashboard.conftest import serving
 from tests.dashboard.made_root import (
     BLOCKED,
@@ -44,6 +47,7 @@ from tests.dashboard.made_root import (
     UNSAFE,
     made_rows,
     publish_table,
+    selected,
     uid,
     write_root,
     write_training,
@@ -263,9 +267,11 @@ def test_defects_are_kept_apart_from_policy(stage, reason, defect):
 
 
 def test_every_cut_off_has_a_slider():
-    assert without_slider() == []
-    assert [limit.setting for limit in limits()] == [cut.setting for cut in CUT_OFFS]
-    by_setting = {limit.setting: limit for limit in limits()}
+    config = SelectionConfig(thresholds=(Threshold(column="text_share", max=0.5),))
+    by_setting = {limit.setting: limit for limit in limits(config)}
+    others = ["thresholds.text_share.min", "thresholds.text_share.max"]
+    assert list(by_setting) == [cut.setting for cut in CUT_OFFS] + others
+    assert [by_setting[name].value for name in ("min_side_px", *others)] == [200, None, 0.5]
     assert by_setting["min_aesthetic"].is_minimum and not by_setting["max_nsfw_prob"].is_minimum
     assert by_setting["min_aesthetic"].column == "aesthetic" and by_setting["max_aspect"].column is None
 
@@ -277,30 +283,70 @@ def test_every_cut_off_has_a_slider():
         {"min_aesthetic": 5.5},
         {"min_aesthetic": None, "max_nsfw_prob": None, "min_side_px": 300},
         {"min_side_px": 280, "max_aspect": 1.2, "min_sharpness": 100.0, "min_clip_similarity": 0.31},
+        {"min_caption_words": 9, "min_caption_chars": 40, "min_clip_similarity": 0.3},
     ],
 )
 def test_counts_are_those_of_the_selection_step(client, made_folder, tmp_path, changed):
     """The oracle is selection itself, run on the tables with those settings."""
     config = replace(SETTINGS, **changed)
-    read = {
-        name: pa.concat_tables(
-            [
-                pq.read_table(path, columns=columns)
-                for path in sorted((made_folder / f"tables/{name}").glob("*.parquet"))
-            ]
-        )
-        for name, columns in COLUMNS.items()
-    }
-    chosen = select(**read, config=config).to_pylist()
-    asked = {limit.setting: asdict(config)[limit.setting] for limit in limits()}
+    chosen = selected(str(made_folder), config).to_pylist()
+    asked = {limit.setting: limit.value for limit in limits(config)}
     found = client.get("counts", **{name: "off" if value is None else value for name, value in asked.items()})
     assert found["kept"] == sum(row["keep"] for row in chosen)
     reasons = [row["reject_reason"] for row in chosen]
-    by_reason = {limit.reason: limit.setting for limit in limits()}
+    by_reason = {limit.reason: limit.setting for limit in limits(config)}
     dropped = {cut["setting"]: cut["dropped"] for cut in found["cut_offs"]}
     assert dropped == {setting: reasons.count(reason) for reason, setting in by_reason.items()}
     assert found["cut_offs"][-1]["left"] == found["kept"]
     assert sum(bucket["rows"] for bucket in found["buckets"]) == found["kept"]
+
+
+def test_rules_behind_the_cut_offs_are_counted_or_named(tmp_path):
+    """The preset is spelt out, thresholds have sliders, languages count; a quota is named as not counted."""
+    cut_offs = SelectionConfig(
+        preset="datacomp_basic",
+        min_side_px=1,
+        min_aesthetic=4.0,
+        thresholds=(Threshold(column="num_clip_tokens", min=1, max=100), Threshold(column="sharpness", max=400.0)),
+    )
+    settings = replace(cut_offs, quotas=(Quota(by="source", max_samples=9),))
+    write_root(str(tmp_path), change=_without_language_rule, settings=settings)
+    index = Index(Root(str(tmp_path)))
+    index.refresh()
+    values = {limit.setting: limit.value for limit in limits(index.settings)}
+    assert (values["min_side_px"], values["thresholds.sharpness.max"]) == (200, 400.0)
+    for sharpest in (400.0, 310.0, None):
+        counted = what_if(index, values | {"thresholds.sharpness.max": sharpest})
+        moved = with_limits(replace(settings, quotas=()), {"thresholds.sharpness.max": sharpest})
+        chosen = selected(str(tmp_path), moved).to_pylist()
+        assert counted["kept"] == sum(row["keep"] for row in chosen)
+        languages = [cut["dropped"] for cut in counted["cut_offs"] if cut["setting"] == "languages"]
+        assert languages == [[row["reject_reason"] for row in chosen].count("other_language")] != [0]
+        assert counted["not_counted"] == ["quota_source"]
+    quota = [row["reject_reason"] for row in selected(str(tmp_path), settings).to_pylist()].count("quota_source")
+    assert without_a_slider(index) == {"quota_source": quota} and quota > 0
+    assert recorded(index.root) == index.settings and index.settings.preset == "none"
+    index.close()
+
+
+def _without_language_rule(made: dict[str, Any]) -> None:
+    for row in made["captions"]:
+        row["caption_reason"] = None
+
+
+def test_what_was_taken_down_is_nowhere(tmp_path):
+    root = write_root(str(tmp_path))
+    gone = next(row for row in selected(str(tmp_path), SETTINGS).to_pylist() if row["keep"])["uid"]
+    index = Index(root)
+    index.refresh()
+    lists = shown(index, {}).lists
+    assert gone in {tile["uid"] for tile in lists.page({}, 0, 200)["tiles"]}
+    kept = what_if(index, limits_asked(index, {}))["kept"]
+    write_taken_down(root, TakenDown(uids=frozenset([gone])))
+    index.refresh()
+    assert gone not in {tile["uid"] for tile in lists.page({}, 0, 200)["tiles"]}
+    assert what_if(index, limits_asked(index, {}))["kept"] == kept - 1
+    index.close()
 
 
 def test_buckets_are_those_of_the_export(index):
@@ -312,7 +358,7 @@ def test_buckets_are_those_of_the_export(index):
 
 
 def test_samples_near_a_cut_off_lie_on_their_sides(index):
-    by_setting = {limit.setting: limit for limit in limits()}
+    by_setting = {limit.setting: limit for limit in limits(SETTINGS)}
     found = near(index, by_setting["min_aesthetic"], 5.0, 4)
     assert [round(tile["value"], 3) for tile in found["dropped"]] == [4.867, 4.733, 4.6, 4.467]
     assert [round(tile["value"], 3) for tile in found["kept"]] == [5.0, 5.267, 5.4, 5.533]  # 5.133: another language
@@ -325,7 +371,7 @@ def test_what_if_is_saved_as_a_config_that_selection_takes(tmp_path):
     write_root(str(tmp_path / "root"), rows=20)
     with serving("--root", str(tmp_path / "root")) as address:
         client = Client(address)
-        status, _, body = client.ask("/api/save", {"min_aesthetic": 6.5, "min_side_px": 260, "max_aspect": "off"})
+        status, _, body = client.ask("/api/save", {"min_aesthetic": 6.5, "min_side_px": 260, "max_aspect": 0.5})
         assert status == 400 and b"max_aspect" in body, body
         status, _, body = client.ask("/api/save", {"min_aesthetic": 6.5, "min_side_px": 260, "min_entropy_bits": "off"})
         assert status == 200, body
@@ -426,9 +472,14 @@ def test_labels_are_written_as_calibration_reads_them(tmp_path):
         assert client.ask("/api/label", wrong)[0] == 400
         assert queue["tiles"][2]["uid"] in [t["uid"] for t in client.get("label-queue", score="aesthetic")["tiles"]]
         curve = client.get("label-curve", score="aesthetic")["points"]
+        bad = {"score": "nsfw_prob", "uid": uid(UNSAFE), "label": "bad"}
+        assert client.ask("/api/label", bad)[0] == 200
+        assert [point["good"] for point in client.get("label-curve", score="nsfw_prob")["points"]] == [0.0]
     first, second = queue["tiles"][:2]
     expected = f"uid,label\n{first['uid']},1\n{second['uid']},0\n"
     assert (tmp_path / "labels/aesthetic.csv").read_text() == expected
+    assert read_labels(tmp_path / "labels/aesthetic.csv") == {first["uid"]: True, second["uid"]: False}
+    assert read_labels(tmp_path / "labels/nsfw_prob.csv") == {uid(UNSAFE): True}  # of a high score
     assert [(point["good"], point["labels"]) for point in curve] == [
         (float(tile is first), 1) for tile in sorted((first, second), key=lambda tile: tile["value"])
     ]
