@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from curate.blocklist import lists_of
 from curate.config import CurationConfig
 from curate.image import UnreadableImage, decode
 from curate.strip import MAX_TILES, Tile, lines_under, strip, thumbnail
 from pipelines.command import read_curation, told_in_one_line
 from pipelines.store import Root, fragments, table_file
+from pipelines.taken_down import read_taken_down
 
 KINDS = ("exact", "perceptual", "semantic", "error_image", "eval_set")
 MEMBERS = ["uid", "cluster_id", "survivor_uid", "kind", "distance", "is_survivor", "won_by"]
@@ -41,7 +45,7 @@ def strips(config: CurationConfig, out: Root, largest: int, kind: str | None = N
     names = list(fragments(root, "samples"))
     with duckdb.connect(config={"temp_directory": tempfile.gettempdir()}) as database:
         clusters = _largest(database, root, names, largest, kind)
-        _gather(database, root, names, kind)
+        _gather(database, config, names, kind)
         for number, (cluster_id, num_members) in enumerate(clusters, 1):
             tiles = [_tile(root, row, config.embed.max_megapixels) for row in _shown(database, cluster_id)]
             name = f"{number:02d}-{cluster_id[:12]}.png"
@@ -68,15 +72,18 @@ def _largest(database: Any, root: Root, names: list[str], largest: int, kind: st
     return database.execute("SELECT * FROM largest ORDER BY members DESC, cluster_id").fetchall()
 
 
-def _gather(database: Any, root: Root, names: list[str], kind: str | None) -> None:
+def _gather(database: Any, config: CurationConfig, names: list[str], kind: str | None) -> None:
     """Keep of the largest clusters, as table `shown`, each fragment's survivor and first members by uid."""
+    root = Root(config.root)
     for number, name in enumerate(names):
         database.register("d_rows", root.read_table(table_file("duplicates", name), MEMBERS))
         database.register("s_rows", root.read_table(table_file("samples", name), PLACES))
+        database.register("h_rows", _hidden(config, root, name))
         into = "CREATE TABLE shown AS" if number == 0 else "INSERT INTO shown"
         database.execute(
-            f"""{into} SELECT d_rows.*, {STANDS} AS stands, shard, "offset", num_bytes
-            FROM d_rows JOIN largest USING (cluster_id) JOIN s_rows USING (uid)
+            f"""{into} SELECT d_rows.*, {STANDS} AS stands, shard, "offset", num_bytes,
+                hidden
+            FROM d_rows JOIN largest USING (cluster_id) JOIN s_rows USING (uid) JOIN h_rows USING (uid)
             WHERE {STANDS} OR kind = coalesce($kind, kind)
             QUALIFY row_number() OVER (PARTITION BY cluster_id ORDER BY NOT {STANDS}, uid)
                 <= {MAX_TILES}""",
@@ -84,6 +91,20 @@ def _gather(database: Any, root: Root, names: list[str], kind: str | None) -> No
         )
         database.unregister("d_rows")
         database.unregister("s_rows")
+        database.unregister("h_rows")
+
+
+def _hidden(config: CurationConfig, root: Root, name: str) -> pa.Table:
+    """Return uid and hidden of a fragment's samples: listed, taken down, or not yet compared with the blocklists."""
+    taken_down, file = read_taken_down(root), table_file("scores", name)
+    samples = root.read_table(table_file("samples", name), taken_down.columns())
+    if root.exists(file):
+        scores = root.read_table(file, ["uid", "blocklist_hit"])
+        safe = scores.filter(pc.invert(pc.fill_null(scores["blocklist_hit"], False)))["uid"]
+        hidden = pc.invert(pc.is_in(samples["uid"], value_set=safe.combine_chunks()))
+    else:
+        hidden = pa.array([any(lists_of(config.score).values())] * len(samples), pa.bool_())
+    return pa.table({"uid": samples["uid"], "hidden": pc.or_(hidden, pa.array(taken_down.rows(samples)))})
 
 
 def _shown(database: Any, cluster_id: str) -> list[dict[str, Any]]:
@@ -96,7 +117,7 @@ def _shown(database: Any, cluster_id: str) -> list[dict[str, Any]]:
     survivor_uid = rows[0]["survivor_uid"]
     if rows[0]["stands"] or survivor_uid is None:
         return rows
-    earlier = dict.fromkeys([*MEMBERS, *PLACES]) | {"uid": survivor_uid, "stands": True}
+    earlier = dict.fromkeys([*MEMBERS, *PLACES]) | {"uid": survivor_uid, "stands": True, "hidden": False}
     return [earlier, *rows[: MAX_TILES - 1]]
 
 
@@ -105,10 +126,10 @@ def _tile(root: Root, row: dict[str, Any], max_megapixels: float) -> Tile:
     lines = lines_under(row["kind"], row["distance"], row["won_by"])
     if stands:
         lines = ("of an evaluation set" if row["kind"] == "eval_set" else "survivor",)
-    if row["shard"] is None:
-        lines = (*lines, "from an earlier corpus")
-    else:
-        lines = (*lines, row["uid"][:24])
+    lines = (*lines, "from an earlier corpus" if row["shard"] is None else row["uid"][:24])
+    if row["hidden"]:
+        lines = ("not shown: listed, or not compared with the blocklists yet", *lines)
+    elif row["shard"] is not None:
         try:
             picture = thumbnail(decode(root.read(row["shard"], row["offset"], row["num_bytes"]), max_megapixels))
         except UnreadableImage as error:

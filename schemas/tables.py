@@ -2,12 +2,26 @@
 
 import pyarrow as pa
 
-from schemas import captions, duplicates, features, fetches, latents, samples, scores, selection, shards, urls
+from schemas import (
+    captions,
+    duplicates,
+    features,
+    fetches,
+    latents,
+    plan,
+    recaptions,
+    samples,
+    scores,
+    selection,
+    shards,
+    urls,
+)
 from schemas.column import TABLE_KEY, VERSION_KEY, NewerTable
 
+_OF_MODULES = (captions, duplicates, fetches, latents, plan, recaptions, samples, scores, selection, shards, urls)
 TABLES: dict[str, pa.Schema] = {
-    module.SCHEMA.metadata[TABLE_KEY].decode(): module.SCHEMA
-    for module in (captions, duplicates, fetches, latents, samples, scores, selection, shards, urls)
+    schema.metadata[TABLE_KEY].decode(): schema
+    for schema in (captions.TEXTS, captions.COUNTS, *(module.SCHEMA for module in _OF_MODULES))
 }
 TABLES["features"] = features.schema(embedding_dim=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from PIL import Image
 
 from curate.config import CurationConfig
 from curate.strip import CELL_PX, GREY, LINE_PX, SURVIVOR_COLOUR
+from curate.takedown import TakenDown, url_sha256
 from pipelines.store import Root, commit, parquet_bytes, publish, table_file
 from pipelines.strips import strips
-from schemas import duplicates, samples
+from pipelines.taken_down import write_taken_down
+from schemas import duplicates, samples, scores
 from tests.conftest import encoded, picture
 from tests.pipelines.small_run import run
 
@@ -45,7 +48,7 @@ def write_root(folder: Path) -> CurationConfig:
     duplicate_rows: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
     for name, uid, cluster_id, survivor_uid, kind, distance, won_by in MEMBERS:
         place = {"shard": SHARD, "offset": starts[uid], "num_bytes": len(pictures[uid])}
-        sample_rows[name].append({"uid": uid, "status": "ok", **place})
+        sample_rows[name].append({"uid": uid, "url": f"http://a.example/{uid}", "status": "ok", **place})
         said = {"kind": kind, "distance": distance, "is_survivor": kind is None, "won_by": won_by}
         duplicate_rows[name].append({"uid": uid, "cluster_id": cluster_id, "survivor_uid": survivor_uid, **said})
     write_table(root, "samples", samples.SCHEMA, sample_rows)
@@ -109,3 +112,24 @@ def test_the_script_tells_what_is_missing_and_what_it_wrote(tmp_path):
     flags = ("--largest", "1", "--kind", "exact", "--out", str(tmp_path / "strips"))
     done = run("pipelines/strips.py", "--root", str(tmp_path / "out"), *flags)
     assert done.stdout.splitlines() == ["01-a0.png  2 members, 2 shown", f"strips  {tmp_path / 'strips'}/"]
+
+
+def test_what_is_listed_or_not_yet_compared_is_not_drawn(tmp_path):
+    config, out = write_root(tmp_path), tmp_path / "strips"
+    middle = (CELL_PX // 2, LINE_PX + CELL_PX // 2)
+
+    def drawn(settings: CurationConfig) -> list[bool]:
+        list(strips(settings, Root(str(out)), largest=20))
+        with Image.open(out / "02-a0.png") as cluster:
+            return [cluster.getpixel((at * CELL_PX + middle[0], middle[1])) != GREY for at in (0, 2)]
+
+    assert drawn(config) == [True, True]
+    listed = replace(config, score=replace(config.score, blocklists_md5=("list.txt",)))
+    assert drawn(listed) == [False, False]
+    rows = {
+        name: [{"uid": row[1], "blocklist_hit": row[1] == "b0"} for row in MEMBERS if row[0] == name] for name in "ab"
+    }
+    write_table(Root(config.root), "scores", scores.SCHEMA, rows)
+    assert drawn(listed) == [True, False]
+    write_taken_down(Root(config.root), TakenDown(urls_sha256=frozenset([str(url_sha256("http://a.example/a0"))])))
+    assert drawn(listed) == [False, False]

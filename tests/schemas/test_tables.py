@@ -15,7 +15,7 @@ from schemas.tables import TABLES, check_version
 
 def test_every_schema_is_known():
     modules = {path.stem for path in Path(schemas.__file__).parent.glob("*.py")} - {"__init__", "column", "tables"}
-    assert set(TABLES) == modules
+    assert set(TABLES) == modules | {"texts", "caption_counts"}  # both of captions.py
 
 
 @pytest.mark.parametrize("name", TABLES)
