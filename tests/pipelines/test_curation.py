@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+import yaml
 
 from curate.hashes import phash64_and_turned
 from curate.image import decode
@@ -199,3 +200,30 @@ def test_a_cut_off_changes_nothing_upstream(curated):
     rows = read(curated, "selection")
     assert (rows.reject_reason == "too_small").sum() > 1
     run("pipelines/run.py", "--config", str(curated / "config.yaml"))
+
+
+def test_a_listed_picture_is_never_exported(curated):
+    """Whatever else holds: every cut-off is off, and a duplicate of the listed bytes is dropped with them."""
+    exported = read(curated, "samples").merge(read(curated, "shards")[["uid"]], on="uid")
+    listed = exported[exported.url.str.endswith("good/0.jpg") | exported.url.str.endswith("copy/0.jpg")].iloc[0]
+    (curated / "list.txt").write_text(f"{listed.sha256}\n")
+    config = yaml.safe_load((curated / "config.yaml").read_text())
+    config["score"]["blocklists_sha256"] = [str(curated / "list.txt")]
+    config["selection"] |= {"min_side_px": None, "max_aspect": None, "min_entropy_bits": None}
+    (curated / "listed.yaml").write_text(yaml.safe_dump(config))
+    done = run("pipelines/run.py", "--config", str(curated / "listed.yaml"))
+    samples, verdicts = read(curated, "samples"), read(curated, "selection")
+    hits = set(samples[samples.sha256 == listed.sha256].uid)
+    assert len(hits) == 2
+    assert set(verdicts[verdicts.reasons.map(lambda reasons: "blocklist" in reasons)].uid) == hits
+    left = read(curated, "shards")
+    assert not hits & set(left.uid) and len(left) >= len(exported) - 1
+    keys = {s["__key__"] for s in webdataset.WebDataset(tars(curated), shardshuffle=False, empty_check=False)}
+    assert not any(uid in key for key in keys for uid in hits) and len(keys) == len(left)
+    told = done.stdout + done.stderr + (curated / "out/run.json").read_text()
+    assert listed.url not in told and not any(uid in told for uid in hits)
+    run("pipelines/run.py", "--config", str(curated / "config.yaml"))
+
+
+def tars(folder: Path) -> list[str]:
+    return sorted(str(path) for path in (folder / "out/shards").rglob("*.tar"))
