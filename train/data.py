@@ -9,6 +9,7 @@ T micro-conditioning numbers.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import sys
 import threading
@@ -28,7 +29,10 @@ from train.index import Index, Sample
 from train.order import Order, Picks, rank_positions
 from train.samples import Bad, LatentSource, Part, Source, read_pick
 from train.shards import ShardReader
+from train.slots import Slots, view
 
+HELD_BATCHES = 4
+"""Micro-batches that the trainer may hold on to before workers take memory of their own."""
 BAD_RATE_SAMPLES = 10_000
 """Samples over which `max_bad_rate` is counted at least."""
 
@@ -59,12 +63,12 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a worker is asked for: places of a global batch, and which rows they hold."""
+    """What a worker is asked for: places of a global batch. Which rows they hold it works out by itself."""
 
     step: int
     positions: tuple[int, ...]
-    rows: tuple[int, ...]
-    visits: tuple[int, ...]
+    slot: int | None
+    """Where the arrays go; None lets the worker take memory of its own."""
 
 
 class Loader:
@@ -108,12 +112,12 @@ class Loader:
                 "multiprocessing_context": _forkserver(),
                 "worker_init_fn": _one_thread,
             }
-        reading = _Reading(self._config, self.index, self._source)
-        tasks = self._tasks(first_step, ahead)
+        slots = Slots(loader.workers * loader.prefetch + HELD_BATCHES, self._slot_bytes())
+        reading = _Reading(self._config, self.index, self.order, self._source, slots.memory)
+        tasks = self._tasks(first_step, ahead, slots)
         try:
-            for batch in DataLoader(reading, sampler=tasks, batch_size=None, collate_fn=_as_it_is, **workers):
-                self._count(batch)
-                yield batch
+            for read in DataLoader(reading, sampler=tasks, batch_size=None, collate_fn=_as_it_is, **workers):
+                yield self._batch(read, slots)
         finally:
             ahead.stop()
 
@@ -135,18 +139,33 @@ class Loader:
         reader = getattr(self._source, "reader", None)
         return reader if reader is not None and reader.cache is not None else None
 
-    def _tasks(self, first_step: int, ahead: ReadAhead) -> Iterator[Task]:
+    def _slot_bytes(self) -> int:
+        """Return the length of the largest micro-batch."""
+        sizes = [math.prod(self._source.shape(group.bucket_hw)) for group in self.index.groups]
+        return max(sizes) * self._source.dtype.itemsize * self._config.batch.samples_a_pass
+
+    def _batch(self, read: Read, slots: Slots) -> Batch:
+        arrays_BCHW, task = read.arrays_BCHW, read.task
+        if task.slot is not None:
+            arrays_BCHW = slots.lend(task.slot, read.shape, self._source.dtype)
+        assert arrays_BCHW is not None
+        batch = Batch(
+            step=task.step,
+            positions=task.positions,
+            uids=read.uids,
+            captions=read.captions,
+            time_ids_BT=torch.from_numpy(read.time_ids_BT),
+            arrays_BCHW=arrays_BCHW,
+            bad=read.bad,
+        )
+        self._count(batch)
+        return batch
+
+    def _tasks(self, first_step: int, ahead: ReadAhead, slots: Slots) -> Iterator[Task]:
         for step in range(first_step, self._config.steps):
             ahead.reached(step)
-            picks = self.order.batch(step)
             for positions in self._places:
-                chosen = list(positions)
-                yield Task(
-                    step=step,
-                    positions=positions,
-                    rows=tuple(picks.rows[chosen].tolist()),
-                    visits=tuple(picks.visits[chosen].tolist()),
-                )
+                yield Task(step=step, positions=positions, slot=slots.take())
 
     def _count(self, batch: Batch) -> None:
         self.samples_seen += len(batch.positions)
@@ -242,19 +261,46 @@ def collate(step: int, positions: tuple[int, ...], parts: list[Part], bad: tuple
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a worker sends back: a micro-batch without its arrays, unless there was no slot for them."""
+
+    task: Task
+    uids: tuple[str, ...]
+    captions: tuple[str, ...]
+    time_ids_BT: np.ndarray
+    shape: tuple[int, ...]
+    arrays_BCHW: torch.Tensor | None
+    bad: tuple[Bad, ...]
+
+
 class _Reading(Dataset):
-    """What runs in a worker: a task in, a micro-batch out."""
+    """What runs in a worker: a task in, a micro-batch out, its arrays laid into the task's slot."""
 
-    def __init__(self, config: TrainConfig, index: Index, source: Source) -> None:
-        self._config, self._index, self._source = config, index, source
+    def __init__(self, config: TrainConfig, index: Index, order: Order, source: Source, memory: torch.Tensor) -> None:
+        self._config, self._index, self._order, self._source = config, index, order, source
+        self._memory = memory
 
-    def __getitem__(self, task: Task) -> Batch:
+    def __getitem__(self, task: Task) -> Read:
+        source, chosen = self._source, list(task.positions)
+        picks = self._order.batch(task.step)
+        rows, visits = picks.rows[chosen].tolist(), picks.visits[chosen].tolist()
+        shape = (len(rows), *source.shape(self._index.group_of(rows[0]).bucket_hw))
+        own = torch.empty(math.prod(shape) * source.dtype.itemsize, dtype=torch.uint8) if task.slot is None else None
+        arrays_BCHW = view(self._memory[task.slot] if own is None else own, shape, source.dtype)
         read = [
-            read_pick(self._config, self._index, self._source, row, visit)
-            for row, visit in zip(task.rows, task.visits, strict=True)
+            read_pick(self._config, self._index, source, row, visit, array_CHW)
+            for row, visit, array_CHW in zip(rows, visits, arrays_BCHW, strict=True)
         ]
-        bad = tuple(one for _, found in read for one in found)
-        return collate(task.step, task.positions, [part for part, _ in read], bad)
+        return Read(
+            task=task,
+            uids=tuple(part.sample.uid for part, _ in read),
+            captions=tuple(part.sample.caption for part, _ in read),
+            time_ids_BT=np.array([part.time_ids for part, _ in read], dtype=np.float32),
+            shape=shape,
+            arrays_BCHW=None if own is None else torch.from_numpy(arrays_BCHW),
+            bad=tuple(one for _, found in read for one in found),
+        )
 
 
 def _forkserver() -> Any:
@@ -270,8 +316,8 @@ def _one_thread(_worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _as_it_is(read: Read) -> Read:
+    return read
 
 
 def _one_for_each_block(reader: ShardReader | None, members: list[Any]) -> list[Any]:

@@ -1,31 +1,34 @@
 """Builds the index of a split from the tables of the curation, or from the tars where there are none.
 
-Fragments are read one at a time, twice: first counted by group, then laid into the groups' stretches.
+Fragments are read twice, by processes side by side: first counted by group, then laid into the groups' stretches.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from train.index import ROW, VERSION, open_index
+from train.index_rows import Plan, lay_fragment, plan_index, survey_fragment
 
 DEFAULT_WEIGHT = "1"
-MAX_GROUPS = 4096
 TABLE_COLUMNS = (
     "uid",
     "source",
@@ -42,28 +45,20 @@ TABLE_COLUMNS = (
     "aesthetic",
     "caption",
 )
+FRAGMENTS_A_PROCESS = 8
+"""Fragments that a process must find at least, to be worth its start."""
+WEIGHT_COLUMN = "weight"
+"""Of tables from version 2 on; `order.weight: weight` asks for it."""
 LATENT_COLUMNS = ("uid", "split", "variant", "shard", "offset", "num_bytes")
-COPIED = (
-    "num_bytes",
-    "offset",
-    "original_height_px",
-    "original_width_px",
-    "crop_top_px",
-    "crop_left_px",
-    "aesthetic",
-)
-Key = tuple[int, int, str, float]
-"""Bucket height and width in px, source, weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fragments:
     """Tables to be indexed, and what identifies them all."""
 
-    names: tuple[str, ...]
-    """In the order of the shards."""
-    read: Callable[[str], pa.Table]
-    """Returns a fragment with TABLE_COLUMNS and, where there are latents, their places."""
+    readers: tuple[Callable[[], pa.Table], ...]
+    """In the order of the shards, one for each fragment, to be called in any process; each returns TABLE_COLUMNS and,
+    where there are latents, their places."""
     digest: str
     """Changes when any of them does."""
 
@@ -108,152 +103,71 @@ def is_current(what: IndexOf, folder: Path) -> bool:
     return index.digest == _digest(_fragments(what, index.resolution_px), what.weight)
 
 
-def build_index(what: IndexOf, folder: Path) -> None:
-    """Write the index of a split; raises ValueError and FileNotFoundError where the data does not allow it."""
-    fragments, weight = _fragments(what, what.resolution_px), what.weight
+def build_index(
+    what: IndexOf, folder: Path, processes: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write the index of a split; raises ValueError and FileNotFoundError where the data does not allow it.
+
+    `progress` is told how many of how many readings of a fragment are done.
+    """
+    fragments = _fragments(what, what.resolution_px)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     draft.mkdir(parents=True)
     try:
-        counts, rows_read = _count(fragments, weight)
-        writer = IndexWriter(draft, counts)
-        for name in fragments.names:
-            writer.add(_weighted(fragments.read(name), weight))
-        writer.close(
-            digest=_digest(fragments, weight),
-            left_out=rows_read - sum(counts.values()),
-            resolution_px=what.resolution_px,
-        )
+        _write(fragments, what, draft, processes, progress or (lambda _done, _total: None))
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-class IndexWriter:
-    """Lays rows into their groups' stretches of the files; the counts of all groups are known before."""
-
-    def __init__(self, folder: Path, counts: dict[Key, int]) -> None:
-        self._folder = folder
-        self._counts = dict(sorted(counts.items()))
-        firsts = np.cumsum([0, *self._counts.values()])[:-1].tolist()
-        self._next = dict(zip(self._counts, firsts, strict=True))
-        self._first = dict(self._next)
-        self._rows = (folder / "rows.bin").open("wb")
-        self._captions = (folder / "captions.bin").open("wb")
-        self._shards: dict[str, int] = {}
-        self._missing_aesthetic = 0
-
-    def add(self, table: pa.Table) -> None:
-        """Write a fragment's rows, in the order of shard and offset."""
-        table = table.sort_by([("shard", "ascending"), ("offset", "ascending")]).combine_chunks()
-        if not table.num_rows:
-            return
-        rows = self._records(table)
-        keys = keys_of(table)
-        for group in dict.fromkeys(keys):
-            mine = rows[[key == group for key in keys]] if len(set(keys)) > 1 else rows
-            self._rows.seek(self._next[group] * ROW.itemsize)
-            self._rows.write(mine.tobytes())
-            self._next[group] += len(mine)
-
-    def close(self, *, digest: str, left_out: int, resolution_px: int) -> None:
-        """Write the names of the shards and, last, index.json."""
-        for file in (self._rows, self._captions):
-            file.flush()
+def _write(
+    fragments: Fragments, what: IndexOf, draft: Path, processes: int | None, progress: Callable[[int, int], None]
+) -> None:
+    readers, weights = fragments.readers, [what.weight] * len(fragments.readers)
+    total = 2 * len(readers)
+    with _mapping(len(readers) // FRAGMENTS_A_PROCESS if processes is None else processes) as map_:
+        surveys = []
+        for done, survey in enumerate(map_(survey_fragment, readers, weights), start=1):
+            surveys.append(survey)
+            progress(done, total)
+        plan = plan_index(surveys, what.weight)
+        for name, num_bytes in (("rows.bin", plan.num_rows * ROW.itemsize), ("captions.bin", plan.caption_bytes)):
+            with (draft / name).open("wb") as file:
+                file.truncate(num_bytes)
+        laid = map_(lay_fragment, readers, weights, [str(draft)] * len(readers), plan.places)
+        for done, _ in enumerate(laid, start=len(readers) + 1):
+            progress(done, total)
+    for name in ("rows.bin", "captions.bin"):
+        with (draft / name).open("rb") as file:
             os.fsync(file.fileno())
-            file.close()
-        ends = {group: first + self._counts[group] for group, first in self._first.items()}
-        assert self._next == ends, "the fragments changed between counting and writing"
-        names = [name.encode() for name in self._shards]
-        width = max((len(name) for name in names), default=0)
-        (self._folder / "shards.txt").write_bytes(b"".join(name.ljust(width) for name in names))
-        said = {
-            "version": VERSION,
-            "digest": digest,
-            "shard_name_bytes": width,
-            "missing_aesthetic": self._missing_aesthetic,
-            "left_out": left_out,
-            "resolution_px": resolution_px,
-            "groups": [
-                {
-                    "bucket_hw": list(key[:2]),
-                    "source": key[2],
-                    "weight": key[3],
-                    "first_row": self._first[key],
-                    "num_rows": count,
-                }
-                for key, count in self._counts.items()
-            ],
-        }
-        (self._folder / "index.json").write_text(json.dumps(said, indent=1))
-
-    def _records(self, table: pa.Table) -> np.ndarray:
-        rows = np.zeros(table.num_rows, ROW)
-        rows["uid"] = np.frombuffer(bytes.fromhex("".join(table.column("uid").to_pylist())), "V16")
-        rows["shard"] = self._shard_numbers(table.column("shard"))
-        for name in COPIED:
-            rows[name] = table.column(name).to_numpy()
-        self._missing_aesthetic += int(np.isnan(rows["aesthetic"]).sum())
-        rows["caption_bytes"], rows["caption_offset"] = self._write_captions(table.column("caption"))
-        rows["latent_offsets"] = -1
-        if "latent_shard" in table.column_names:
-            found = table.column("latent_shard").is_valid().to_numpy()
-            known = table.filter(pa.array(found))
-            rows["latent_shard"][found] = self._shard_numbers(known.column("latent_shard"))
-            rows["latent_bytes"][found] = known.column("latent_bytes").to_numpy()
-            for variant in (0, 1):
-                offsets = known.column(f"latent_offset_{variant}").fill_null(-1).to_numpy()
-                rows["latent_offsets"][found, variant] = offsets
-        return rows
-
-    def _shard_numbers(self, names: pa.ChunkedArray) -> np.ndarray:
-        encoded = names.combine_chunks().dictionary_encode()
-        numbers = [self._shards.setdefault(name, len(self._shards)) for name in encoded.dictionary.to_pylist()]
-        return np.array(numbers, dtype=np.uint32)[encoded.indices.to_numpy()] if numbers else np.zeros(0, np.uint32)
-
-    def _write_captions(self, captions: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-        texts = [(text or "").encode() for text in captions.to_pylist()]
-        lengths = np.fromiter((len(text) for text in texts), np.int64, len(texts))
-        start = self._captions.tell()
-        self._captions.write(b"".join(texts))
-        return lengths, start + np.cumsum(lengths) - lengths
+    _write_json(draft, plan, digest=_digest(fragments, what.weight), resolution_px=what.resolution_px)
 
 
-def keys_of(table: pa.Table) -> list[Key]:
-    """Return the group of each row."""
-    columns = ("bucket_height_px", "bucket_width_px", "source", "weight")
-    return list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+@contextlib.contextmanager
+def _mapping(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give a `map` that works in several processes, at most one for each core, or in this one."""
+    processes = min(processes, os.cpu_count() or 1)
+    if processes < 2:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield pool.map
 
 
-def _count(fragments: Fragments, weight: str) -> tuple[dict[Key, int], int]:
-    """Return the rows of each group, and all rows that were read."""
-    counts: dict[Key, int] = {}
-    rows_read = 0
-    for name in fragments.names:
-        table = fragments.read(name)
-        rows_read += table.num_rows
-        for key in keys_of(_weighted(table, weight)):
-            counts[key] = counts.get(key, 0) + 1
-        if len(counts) > MAX_GROUPS:
-            raise ValueError(
-                f"weight = {weight!r}: more than {MAX_GROUPS} groups of bucket, source and weight; round it"
-            )
-    return counts, rows_read
-
-
-def _weighted(table: pa.Table, weight: str) -> pa.Table:
-    """Return the rows whose weight is above 0, with it; raises ValueError where the expression is no weight."""
-    with duckdb.connect() as database:
-        database.register("fragment", table)
-        try:
-            relation = database.sql(f"SELECT *, CAST(({weight}) AS DOUBLE) AS weight FROM fragment")
-            rows = relation.to_arrow_table()
-        except duckdb.Error as error:
-            raise ValueError(f"weight = {weight!r}: {str(error).splitlines()[0]}") from error
-    values = rows.column("weight").fill_null(0.0).to_numpy()
-    if not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError(f"weight = {weight!r}: gives values below 0 or infinite; a weight is 0 or more")
-    return rows.filter(pa.array(values > 0))
+def _write_json(folder: Path, plan: Plan, *, digest: str, resolution_px: int) -> None:
+    """Write the names of the shards and, last, index.json."""
+    names = [name.encode() for name in plan.shards]
+    width = max((len(name) for name in names), default=0)
+    (folder / "shards.txt").write_bytes(b"".join(name.ljust(width) for name in names))
+    firsts = plan.first_rows
+    groups = [
+        {"bucket_hw": list(key[:2]), "source": key[2], "weight": key[3], "first_row": firsts[key], "num_rows": count}
+        for key, count in plan.counts.items()
+    ]
+    said = {"version": VERSION, "digest": digest, "shard_name_bytes": width, "resolution_px": resolution_px}
+    said |= {"missing_aesthetic": plan.missing_aesthetic, "left_out": plan.left_out, "groups": groups}
+    (folder / "index.json").write_text(json.dumps(said, indent=1))
 
 
 def _digest(fragments: Fragments, weight: str) -> str:
@@ -270,16 +184,21 @@ def _fragments(what: IndexOf, resolution_px: int) -> Fragments:
         return tar_fragments(what.root, what.split, resolution_px)
     latents = _manifest(fs, f"{folder}/tables/latents/_run.json")
     with_latents = set((latents or {"fragments": {}})["fragments"])
-
-    def read(name: str) -> pa.Table:
-        rows = _read(fs, f"{folder}/tables/shards/{name}.parquet", TABLE_COLUMNS, what.split)
-        if name not in with_latents:
-            return rows
-        return _with_latents(rows, _read(fs, f"{folder}/tables/latents/{name}.parquet", LATENT_COLUMNS, what.split))
-
-    names = tuple(sorted(said["fragments"]))
+    readers = tuple(
+        functools.partial(read_fragment, what.root, what.split, name, name in with_latents)
+        for name in sorted(said["fragments"])
+    )
     identity = [said["fragments"], (latents or {}).get("fragments")]
-    return Fragments(names=names, read=read, digest=hashlib.sha256(json.dumps(identity).encode()).hexdigest())
+    return Fragments(readers=readers, digest=hashlib.sha256(json.dumps(identity).encode()).hexdigest())
+
+
+def read_fragment(root: str, split: str, name: str, with_latents: bool) -> pa.Table:
+    """Return a split's rows of a fragment of the shards table, with the places of their latents where there are any."""
+    fs, folder = fsspec.core.url_to_fs(root)
+    rows = _read(fs, f"{folder}/tables/shards/{name}.parquet", (*TABLE_COLUMNS, WEIGHT_COLUMN), split)
+    if not with_latents:
+        return rows
+    return _with_latents(rows, _read(fs, f"{folder}/tables/latents/{name}.parquet", LATENT_COLUMNS, split))
 
 
 def _manifest(fs: Any, path: str) -> dict[str, Any] | None:
@@ -292,7 +211,9 @@ def _manifest(fs: Any, path: str) -> dict[str, Any] | None:
 def _read(fs: Any, path: str, columns: tuple[str, ...], split: str) -> pa.Table:
     with fs.open(path, "rb") as file:
         # pyarrow 26.0.1 aborts at interpreter exit where a threaded read has only just ended
-        table = pq.ParquetFile(file).read(columns=list(columns), use_threads=False)
+        fragment = pq.ParquetFile(file)
+        there = [name for name in columns if name in fragment.schema_arrow.names or name != WEIGHT_COLUMN]
+        table = fragment.read(columns=there, use_threads=False)
     return table.filter(pc.equal(table.column("split"), split))
 
 

@@ -6,6 +6,7 @@ from the picture: its own size is the original one, the nearest aspect bucket is
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -36,17 +37,21 @@ def tar_fragments(root: str, split: str, resolution_px: int) -> Fragments:
     sizes = {path: fs.size(path) for path in sorted(fs.glob(f"{folder}/shards/{split}/*.tar"))}
     if not sizes:
         raise FileNotFoundError(f"{root}/shards/{split}: neither tables/shards nor tars there; run the export step")
-    relative = {path.removeprefix(f"{folder}/"): path for path in sizes}
-
-    def read(name: str) -> pa.Table:
-        with fs.open(relative[name], "rb") as file:
-            rows = _rows(cast(BinaryIO, file), sizes[relative[name]], name, split, resolution_px)
-        return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-    identity = [resolution_px, sorted(relative), list(sizes.values())]
+    names = sorted(path.removeprefix(f"{folder}/") for path in sizes)
+    identity = [resolution_px, names, list(sizes.values())]
     return Fragments(
-        names=tuple(sorted(relative)), read=read, digest=hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        readers=tuple(functools.partial(read_tar, root, split, name, resolution_px) for name in names),
+        digest=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
     )
+
+
+def read_tar(root: str, split: str, name: str, resolution_px: int) -> pa.Table:
+    """Return the rows of one tar; raises ValueError where it is damaged."""
+    fs, folder = fsspec.core.url_to_fs(root)
+    path = f"{folder}/{name}"
+    with fs.open(path, "rb") as file:
+        rows = _rows(cast(BinaryIO, file), fs.size(path), name, split, resolution_px)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _rows(file: BinaryIO, num_bytes: int, shard: str, split: str, resolution_px: int) -> list[dict[str, Any]]:

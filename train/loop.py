@@ -23,8 +23,9 @@ from train.config import OptimizerConfig, TrainConfig
 from train.data import Loader, dropped
 from train.ema import Ema
 from train.engine import Engine, World, start_world
-from train.index import Index, open_index
-from train.index_build import IndexOf, build_index, is_current, splits_of
+from train.index import Index
+from train.index_build import IndexOf, splits_of
+from train.index_ready import ready_index
 from train.model import build_unet, count_parameters, load_flat, predict
 from train.objective import Frozen, Objective
 from train.report import Report
@@ -185,20 +186,8 @@ def _on_sigterm() -> Any:
 
 def _index(config: TrainConfig, split: str, world: World, report: Report) -> Index:
     """Return the index of a split, after rank 0 has built it where it is missing or its data has changed."""
-    folder = Path(config.index_parent) / split
-    told: list[str | None] = [None]
-    if world.rank == 0:
-        what = IndexOf(root=config.data_root, split=split, weight=config.order.weight)
-        try:
-            if not is_current(what, folder):
-                report.say(f"index: building {folder}")
-                build_index(what, folder)
-        except (ValueError, FileNotFoundError) as error:
-            told[0] = str(error)
-    dist.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        raise ValueError(told[0])
-    index = open_index(folder)
+    what = IndexOf(root=config.data_root, split=split, weight=config.order.weight)
+    index = ready_index(what, Path(config.index_parent) / split, rank=world.rank, say=report.say)
     if config.model == "refiner":
         index.require_aesthetic()
     return index

@@ -8,9 +8,10 @@ cannot fill takes its rest from the next one. World size, micro-batch and worker
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import floor
 
 import numpy as np
@@ -20,6 +21,9 @@ from train.permutation import key, permute
 _PIECES, _SAMPLES, _ROTATION, _BUCKETS = 1, 2, 3, 4
 BLOCK_BATCHES = 256
 """Batches among which buckets are shuffled; every block has each bucket in its share."""
+
+KEPT_STARTS = 4096
+"""Starts of epochs that are remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +71,14 @@ class Order:
         first = self._cut(bucket, number * self.global_batch)
         last = self._cut(bucket, (number + 1) * self.global_batch)
         parts = [
-            self._stream(group, np.arange(low, high))
-            for group, low, high in zip(self._of_bucket(bucket), first, last, strict=True)
+            self._stream(group, low, high)
+            for group, low, high in zip(self._of_bucket[bucket], first, last, strict=True)
         ]
         rows, visits = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         by_row = np.lexsort((visits, rows))
         return Picks(rows=rows[by_row], visits=visits[by_row])
 
-    @property
+    @cached_property
     def num_buckets(self) -> int:
         """Aspect buckets with samples."""
         return 1 + max(group.bucket for group in self.groups)
@@ -89,48 +93,55 @@ class Order:
 
     def _slot(self, step: int) -> tuple[int, int]:
         """Return the bucket of global batch `step` and the batch's number in the bucket's stream."""
-        epoch = floor(step * self.global_batch / sum(self._share(group) for group in self.groups))
+        epoch = floor(step * self.global_batch / self._epoch_rows)
         while self.batches_before(epoch + 1) <= step:  # the batches before it are at most `step`
             epoch += 1
-        done = [self._length(bucket, epoch) // self.global_batch for bucket in range(self.num_buckets)]
-        more = [self._length(bucket, epoch + 1) // self.global_batch - before for bucket, before in enumerate(done)]
-        block, place = divmod(step - sum(done), BLOCK_BATCHES)
-        before = apportion(block * BLOCK_BATCHES, more)
-        after = apportion(min((block + 1) * BLOCK_BATCHES, sum(more)), more)
-        listed = np.repeat(np.arange(self.num_buckets), np.subtract(after, before))
-        shuffled = listed[permute(np.arange(len(listed)), len(listed), key(self.seed, _BUCKETS, epoch, block))]
+        block, place = divmod(step - self.batches_before(epoch), BLOCK_BATCHES)
+        shuffled, first_numbers = self._block(epoch, block)
         bucket = int(shuffled[place])
-        return bucket, done[bucket] + before[bucket] + int((shuffled[:place] == bucket).sum())
+        return bucket, first_numbers[bucket] + int((shuffled[:place] == bucket).sum())
+
+    def _block(self, epoch: int, block: int) -> tuple[np.ndarray, list[int]]:
+        """Return the buckets of a block's batches, and each bucket's batches before the block."""
+        if (epoch, block) not in self._blocks:
+            done = [self._length(bucket, epoch) // self.global_batch for bucket in range(self.num_buckets)]
+            more = [self._length(bucket, epoch + 1) // self.global_batch - before for bucket, before in enumerate(done)]
+            before = apportion(block * BLOCK_BATCHES, more)
+            after = apportion(min((block + 1) * BLOCK_BATCHES, sum(more)), more)
+            listed = np.repeat(np.arange(self.num_buckets), np.subtract(after, before))
+            places = permute(np.arange(len(listed)), len(listed), key(self.seed, _BUCKETS, epoch, block))
+            self._blocks.clear()
+            self._blocks[epoch, block] = listed[places], np.add(done, before).tolist()
+        return self._blocks[epoch, block]
 
     def _cut(self, bucket: int, position: int) -> list[int]:
         """Return how much of each group's stream lies before a position of the bucket's stream."""
-        groups = self._of_bucket(bucket)
-        epoch = floor(position / sum(self._share(group) for group in groups))
+        epoch = floor(position / self._bucket_rows[bucket])
         while self._length(bucket, epoch + 1) <= position:
             epoch += 1
-        done = [_taken(group, epoch) for group in groups]
-        more = [_taken(group, epoch + 1) - before for group, before in zip(groups, done, strict=True)]
+        done, after = self._taken(bucket, epoch), self._taken(bucket, epoch + 1)
+        more = [end - before for before, end in zip(done, after, strict=True)]
         return [before + part for before, part in zip(done, apportion(position - sum(done), more), strict=True)]
 
-    def _stream(self, group: Group, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return rows and visits at positions of a group's stream."""
-        visits, places = np.divmod(positions, group.num_rows)
-        rows = np.empty_like(places)
-        for visit in np.unique(visits):
-            mine = visits == visit
-            rows[mine] = self._visit(group, int(visit), places[mine])
-        return rows, visits
+    def _stream(self, group: Group, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and visits at the positions low..high - 1 of a group's stream."""
+        rows, visits = [], []
+        for visit, first, last in _pieces(low, high, group.num_rows):
+            rows.append(self._visit(group, visit, first, last))
+            visits.append(np.full(last - first, visit))
+        empty = np.zeros(0, np.int64)
+        return np.concatenate([empty, *rows]), np.concatenate([empty, *visits])
 
-    def _visit(self, group: Group, visit: int, places: np.ndarray) -> np.ndarray:
-        """Return the rows at these places of one visit: windows of permuted pieces, shuffled inside."""
+    def _visit(self, group: Group, visit: int, low: int, high: int) -> np.ndarray:
+        """Return the rows at the places low..high - 1 of one visit: windows of permuted pieces, shuffled inside."""
         words = (self.seed, group.first_row, visit)
         window_rows = self.piece_rows * self.window_pieces
-        shuffled = np.empty_like(places)
-        for window in np.unique(places // window_rows):
-            start = int(window) * window_rows
+        shuffled = np.empty(high - low, np.int64)
+        for window, first, last in _pieces(low, high, window_rows):
+            start = window * window_rows
             size = min(window_rows, group.num_rows - start)
-            mine = places // window_rows == window
-            shuffled[mine] = start + permute(places[mine] - start, size, key(_SAMPLES, *words, int(window)))
+            inside = permute(np.arange(first, last), size, key(_SAMPLES, *words, window))
+            shuffled[start + first - low : start + last - low] = start + inside
         slots, inside = np.divmod(shuffled, self.piece_rows)
         pieces = slots.copy()  # the last, short piece keeps its place: the rotation moves it over the rows instead
         whole = slots < group.num_rows // self.piece_rows
@@ -138,15 +149,50 @@ class Order:
         rotation = key(_ROTATION, *words) % group.num_rows
         return group.first_row + (pieces * self.piece_rows + inside + rotation) % group.num_rows
 
-    def _of_bucket(self, bucket: int) -> list[Group]:
-        return [group for group in self.groups if group.bucket == bucket]
-
     def _length(self, bucket: int, epoch: int) -> int:
         """Return the length of a bucket's stream before `epoch`."""
-        return sum(_taken(group, epoch) for group in self._of_bucket(bucket))
+        return sum(self._taken(bucket, epoch))
 
-    def _share(self, group: Group) -> Fraction:
-        return group.repeats * group.num_rows
+    def _taken(self, bucket: int, epoch: int) -> list[int]:
+        """Return the positions of the streams of a bucket's groups that come before `epoch`."""
+        if (bucket, epoch) not in self._starts:
+            if len(self._starts) >= KEPT_STARTS:
+                self._starts.clear()
+            groups = self._of_bucket[bucket]
+            self._starts[bucket, epoch] = [floor(epoch * group.repeats * group.num_rows) for group in groups]
+        return self._starts[bucket, epoch]
+
+    @cached_property
+    def _of_bucket(self) -> list[list[Group]]:
+        found: list[list[Group]] = [[] for _ in range(self.num_buckets)]
+        for group in self.groups:
+            found[group.bucket].append(group)
+        return found
+
+    @cached_property
+    def _bucket_rows(self) -> list[Fraction]:
+        """Rows of an epoch in each bucket, before rounding."""
+        return [sum((g.repeats * g.num_rows for g in groups), Fraction(0)) for groups in self._of_bucket]
+
+    @cached_property
+    def _epoch_rows(self) -> Fraction:
+        return sum(self._bucket_rows, Fraction(0))
+
+    @cached_property
+    def _blocks(self) -> dict[tuple[int, int], tuple[np.ndarray, list[int]]]:
+        """The block that was asked for last: a memory, not a state."""
+        return {}
+
+    @cached_property
+    def _starts(self) -> dict[tuple[int, int], list[int]]:
+        """What `_taken` worked out lately."""
+        return {}
+
+
+def _pieces(low: int, high: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Cut positions low..high - 1 at the multiples of `size`: yield (multiple, first and last + 1 counted from it)."""
+    for number in range(low // size, -(-high // size) if high > low else 0):
+        yield number, max(low - number * size, 0), min(high - number * size, size)
 
 
 def apportion(count: int, sizes: Sequence[int]) -> list[int]:
@@ -187,8 +233,3 @@ def repeats_of(counts: dict[str, int], shares: dict[str, float] | None) -> dict[
     exact = {source: Fraction(str(share)) for source, share in shares.items()}
     total, rows = sum(exact.values()), sum(counts.values())
     return {source: exact[source] / total * rows / count for source, count in counts.items()}
-
-
-def _taken(group: Group, epoch: int) -> int:
-    """Return the positions of a group's stream that come before `epoch`."""
-    return floor(epoch * group.repeats * group.num_rows)

@@ -13,8 +13,11 @@ _GOLDEN = 0x9E3779B97F4A7C15
 def key(*words: int) -> int:
     """Return 64 bits that depend on every word (0 or more, below 2^64) and on their order."""
     mixed = 0
-    for word in words:
-        mixed = int(_mix(np.uint64((mixed ^ word) + _GOLDEN & _WORD)))
+    for word in words:  # _mix in Python's numbers: a call of the compiled one costs more than the arithmetic
+        mixed = (mixed ^ word) + _GOLDEN & _WORD
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _WORD
+        mixed ^= mixed >> 31
     return mixed
 
 

@@ -51,8 +51,10 @@ def refiner() -> TrainConfig:
 def staged(config: TrainConfig, stage_px: int) -> TrainConfig:
     """Return the settings of one of the original's three stages, each of which starts from the one before.
 
-    256 px from scratch, then 512 px, then 1024 px in aspect buckets with offset noise 0.05 (Podell et al.
-    2023, section 2.5). The shards of a stage are exported at its resolution, into a root of their own.
+    600,000 steps at 256 px from scratch, another 200,000 at 512 px, both with size and crop conditioning and batches of
+    2048, then about 1024 x 1024 px in aspect buckets with offset noise 0.05 (Podell et al. 2023, section 2.5, which
+    gives no number of steps for the last stage: 200,000 is a choice). Stages of the refiner were not published. The
+    shards of a stage are exported at its resolution, into a root of their own.
     """
     if stage_px not in STAGES_STEPS:
         raise ValueError(f"stage = {stage_px}: must be one of {', '.join(str(px) for px in STAGES_STEPS)}")

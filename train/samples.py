@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
+import numba
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from train.config import AugmentConfig, TrainConfig
-from train.index import Index, Sample
+from train.index import Index, Member, Sample
 from train.micro_conditioning import mirrored_crop_left_px, time_ids
 from train.permutation import key
 from train.shards import BadSample, ShardReader
@@ -25,6 +26,8 @@ from train.shards import BadSample, ShardReader
 _FLIP, _JITTER, _STAND_IN = 11, 12, 13
 STAND_INS = 16
 """How many samples in a row may be bad before that is an error of its own."""
+MAX_HEADER_BYTES = 4096
+"""Longest header of a .npy file that holds moments."""
 LUMA_RGB = np.array([0.299, 0.587, 0.114])
 
 
@@ -35,8 +38,15 @@ class WrongSize(BadSample):
 class Source(Protocol):
     """Reads what the network sees of one sample."""
 
-    def read(self, sample: Sample, flipped: bool, visit: int) -> np.ndarray:
-        """Return the CHW array of the sample, mirrored where asked for; raises BadSample."""
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the arrays."""
+
+    def shape(self, bucket_hw: tuple[int, int]) -> tuple[int, int, int]:
+        """Return (C, H, W) of the samples of a bucket."""
+
+    def read_into(self, out_CHW: np.ndarray, sample: Sample, flipped: bool, visit: int) -> None:
+        """Fill the array with the sample, mirrored where asked for; raises BadSample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +75,10 @@ class Bad:
     """What was found, with the shard's name."""
 
 
-def read_pick(config: TrainConfig, index: Index, source: Source, row: int, visit: int) -> tuple[Part, list[Bad]]:
-    """Return the sample of a row, or its stand-in, and whatever was bad on the way.
+def read_pick(
+    config: TrainConfig, index: Index, source: Source, row: int, visit: int, out_CHW: np.ndarray | None = None
+) -> tuple[Part, list[Bad]]:
+    """Return the sample of a row (in `out_CHW` where given), or its stand-in, and whatever was bad on the way.
 
     The stand-in is a function of (seed, row, visit), from the same bucket, source and weight, so every
     rank and every resumed run takes the same one. Raises BadSample where no stand-in is whole.
@@ -77,21 +89,26 @@ def read_pick(config: TrainConfig, index: Index, source: Source, row: int, visit
     for attempt in range(STAND_INS):
         sample = index.sample(candidate)
         try:
-            return read_part(config, source, sample, visit), bad
+            return read_part(config, source, sample, visit, out_CHW), bad
         except BadSample as error:
             bad.append(Bad(uid=sample.uid, row=candidate, reason=error.reason, message=str(error)))
         candidate = group.first_row + key(config.seed, _STAND_IN, row, visit, attempt) % group.num_rows
     raise BadSample("corrupt", f"{STAND_INS} samples of one group in a row, the last one: {bad[-1].message}")
 
 
-def read_part(config: TrainConfig, source: Source, sample: Sample, visit: int) -> Part:
+def read_part(
+    config: TrainConfig, source: Source, sample: Sample, visit: int, out_CHW: np.ndarray | None = None
+) -> Part:
     """Return the sample as it is seen at a visit; flip and jitter are functions of (seed, visit, uid)."""
+    if out_CHW is None:
+        out_CHW = np.empty(source.shape(sample.bucket_hw), source.dtype)
     flipped = flips(config.augment, config.seed, visit, sample.uid)
     left_px = sample.crop_left_px
     if flipped:
         left_px = mirrored_crop_left_px(sample.original_hw, sample.bucket_hw, left_px)
     ids = time_ids(config.model, sample.original_hw, (sample.crop_top_px, left_px), sample.bucket_hw, sample.aesthetic)
-    return Part(sample=sample, time_ids=ids, array_CHW=source.read(sample, flipped, visit))
+    source.read_into(out_CHW, sample, flipped, visit)
+    return Part(sample=sample, time_ids=ids, array_CHW=out_CHW)
 
 
 def flips(augment: AugmentConfig, seed: int, visit: int, uid: str) -> bool:
@@ -110,26 +127,46 @@ class LatentSource:
     factor: int
     """Pixels of the picture for each latent pixel, along a side."""
 
-    def read(self, sample: Sample, flipped: bool, visit: int) -> np.ndarray:
-        """Return the moments as they are stored; raises ValueError where the variant was not encoded."""
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the arrays."""
+        return np.dtype(np.float16)
+
+    def shape(self, bucket_hw: tuple[int, int]) -> tuple[int, int, int]:
+        """Return (C, H, W) of the moments of a bucket."""
+        return self.channels, bucket_hw[0] // self.factor, bucket_hw[1] // self.factor
+
+    def read_into(self, out_CHW: np.ndarray, sample: Sample, flipped: bool, visit: int) -> None:
+        """Fill the array with the moments; raises ValueError where the variant was not encoded."""
         member = sample.latents[int(flipped)]
         if member is None:
             raise ValueError(
                 f"tables/latents: no variant {int(flipped)} of sample {sample.uid};"
                 " encode with flip, or set augment.flip_prob to 0"
             )
-        data = self.reader.read(member)
+        header_bytes = member.num_bytes - out_CHW.nbytes
+        if not 0 < header_bytes <= MAX_HEADER_BYTES or not self._read_straight(member, header_bytes, out_CHW):
+            self._refuse(member, out_CHW)
+        if not all_finite(out_CHW):
+            raise BadSample("corrupt", f"{member.shard} at {member.offset}: moments that are not finite")
+
+    def _read_straight(self, member: Member, header_bytes: int, out_CHW: np.ndarray) -> bool:
+        """Read the moments into their place and return whether that is what they are."""
+        header = bytearray(header_bytes)
+        self.reader.read_into(member, [header, out_CHW.data.cast("B")])
         try:
-            moments_CHW = array_of(data)
+            return _npy_header(bytes(header)) == (out_CHW.dtype, out_CHW.shape, header_bytes)
         except ValueError as error:
             raise BadSample("corrupt", f"{member.shard} at {member.offset}: {error}") from error
-        wanted = (self.channels, *(side // self.factor for side in sample.bucket_hw))
-        if moments_CHW.shape != wanted:
-            told = f"moments of shape {moments_CHW.shape}, {wanted} expected"
-            raise WrongSize("corrupt", f"{member.shard} at {member.offset}: {told}")
-        if not all_finite(moments_CHW):
-            raise BadSample("corrupt", f"{member.shard} at {member.offset}: moments that are not finite")
-        return moments_CHW
+
+    def _refuse(self, member: Member, out_CHW: np.ndarray) -> None:
+        """Raise BadSample that says what lies there instead."""
+        try:
+            found = array_of(self.reader.read(member))
+        except ValueError as error:
+            raise BadSample("corrupt", f"{member.shard} at {member.offset}: {error}") from error
+        told = f"{found.dtype} moments of shape {found.shape}, {out_CHW.shape} expected in {out_CHW.dtype}"
+        raise WrongSize("corrupt", f"{member.shard} at {member.offset}: {told}")
 
 
 def array_of(npy: bytes) -> np.ndarray:
@@ -139,10 +176,24 @@ def array_of(npy: bytes) -> np.ndarray:
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Return whether every number is finite; by float16's exponent bits, which is faster than isfinite."""
-    if array.dtype == np.float16:
-        return not bool(((array.view(np.uint16) & 0x7C00) == 0x7C00).any())
-    return bool(np.isfinite(array).all())
+    """Return whether every number is finite; by float16's exponent bits, four at a time, faster than isfinite."""
+    if array.dtype != np.float16:
+        return bool(np.isfinite(array).all())
+    if array.size % 4 == 0 and array.flags.c_contiguous and array.flags.writeable:
+        words = array.reshape(-1).view(np.uint64)
+        if words.flags.aligned:
+            return _all_finite_fp16(words)
+    padded = np.append(array, np.zeros(-array.size % 4, np.float16))  # what the compiled loop takes
+    return _all_finite_fp16(padded.view(np.uint64))
+
+
+@numba.njit("boolean(uint64[::1])", cache=True)
+def _all_finite_fp16(words):
+    """Add 1 to each exponent: where all its bits are set, as in infinities and NaN, that reaches the sign's place."""
+    seen = np.uint64(0)
+    for at in range(len(words)):
+        seen |= (words[at] & np.uint64(0x7C007C007C007C00)) + np.uint64(0x0400040004000400)
+    return seen & np.uint64(0x8000800080008000) == 0
 
 
 @functools.lru_cache(maxsize=1024)
@@ -168,8 +219,17 @@ class ImageSource:
     seed: int
     """Seed of the jitter."""
 
-    def read(self, sample: Sample, flipped: bool, visit: int) -> np.ndarray:
-        """Return the picture as uint8."""
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the arrays."""
+        return np.dtype(np.uint8)
+
+    def shape(self, bucket_hw: tuple[int, int]) -> tuple[int, int, int]:
+        """Return (C, H, W) of the pictures of a bucket."""
+        return 3, *bucket_hw
+
+    def read_into(self, out_CHW: np.ndarray, sample: Sample, flipped: bool, visit: int) -> None:
+        """Fill the array with the picture."""
         data = self.reader.read(sample.picture)
         try:
             pixels_HWC = decode_rgb(data, sample.bucket_hw)
@@ -180,14 +240,17 @@ class ImageSource:
             pixels_HWC = jitter(pixels_HWC, self.augment.jitter, _rng(self.seed, _JITTER, visit, sample.uid))
         if flipped:
             pixels_HWC = pixels_HWC[:, ::-1]
-        return pixels_HWC.transpose(2, 0, 1)
+        for channel in range(3):
+            out_CHW[channel] = pixels_HWC[..., channel]
 
 
 def check_sizes(index: Index, source: Source) -> None:
     """Raise ValueError where the first sample of a group has moments of another size than its bucket's."""
     for group in index.groups:
         try:
-            source.read(index.sample(group.first_row), False, 0)
+            source.read_into(
+                np.empty(source.shape(group.bucket_hw), source.dtype), index.sample(group.first_row), False, 0
+            )
         except WrongSize as error:
             told = "encode the latents again (python pipelines/encode.py), or set unet.latent_channels"
             raise ValueError(f"latents of another size: {error}; {told}") from error

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,14 +43,19 @@ class ShardReader:
 
     def read(self, member: Member) -> bytes:
         """Return the member's bytes; raises BadSample where the shard is missing or ends before them."""
+        data = bytearray(member.num_bytes)
+        self.read_into(member, [data])
+        return bytes(data)
+
+    def read_into(self, member: Member, buffers: Sequence[bytearray | memoryview]) -> None:
+        """Fill the buffers, which together have the member's length, with its bytes; raises BadSample like `read`."""
         try:
-            data = self._bytes(member)
+            found = self._fill(member, buffers)
         except FileNotFoundError as error:
             raise BadSample("missing", f"{self.root}/{member.shard}") from error
-        if len(data) != member.num_bytes:
-            found = f"{len(data)} of {member.num_bytes} bytes at {member.offset}"
-            raise BadSample("truncated", f"{self.root}/{member.shard}: {found}")
-        return data
+        if found != member.num_bytes:
+            told = f"{found} of {member.num_bytes} bytes at {member.offset}"
+            raise BadSample("truncated", f"{self.root}/{member.shard}: {told}")
 
     def warm(self, member: Member) -> None:
         """Fetch the blocks of a remote member into the cache; what is missing shows when it is read."""
@@ -60,10 +65,18 @@ class ShardReader:
             with contextlib.suppress(FileNotFoundError):
                 self.cache.fetch(self.root, member.shard, block)
 
-    def _bytes(self, member: Member) -> bytes:
+    def _fill(self, member: Member, buffers: Sequence[bytearray | memoryview]) -> int:
+        """Return how many bytes were there."""
         if _is_local(self.root):
-            path = f"{_filesystem(self.root)[1]}/{member.shard}"
-            return _opened(path).read(member)
+            return _opened(f"{_filesystem(self.root)[1]}/{member.shard}").read_into(member, buffers)
+        data, start = memoryview(self._remote(member)), 0
+        for buffer in buffers:
+            part = data[start : start + len(buffer)]
+            buffer[: len(part)] = part
+            start += len(buffer)
+        return len(data)
+
+    def _remote(self, member: Member) -> bytes:
         if self.cache is None:
             return fetch_range(self.root, member.shard, member.offset, member.num_bytes)
         first = member.offset // self.cache.block_bytes * self.cache.block_bytes
@@ -199,8 +212,8 @@ class _Opened:
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
-    def read(self, member: Member) -> bytes:
-        return os.pread(self.descriptor, member.num_bytes, member.offset)
+    def read_into(self, member: Member, buffers: Sequence[bytearray | memoryview]) -> int:
+        return os.preadv(self.descriptor, buffers, member.offset)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):

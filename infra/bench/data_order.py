@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """The data order over an index of 100 million rows: start, memory, resume; one JSON line for each measurement.
 
-    python infra/bench/data_order.py [--rows 100000000] [--rate_rows 200000] [--folder TEMPORARY]
+    python infra/bench/data_order.py [--rows 100000000] [--rate_rows 4000000] [--folder TEMPORARY]
 
 Writes an index of that many rows in 40 aspect buckets (128 bytes each with its caption), starts a fresh process on it,
 and measures the time to the first batch and the memory after 100 batches, from step 0 and from step 1 million. The
 same again over a file of 2 billion rows that is sparse: its rows are zeros, its order and its arithmetic are not. Last,
-the rate of the command that builds an index from parquet.
+the rate at which an index is built from parquet, by one process and by one for each core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -29,13 +30,14 @@ GLOBAL_BATCH = 2048
 CAPTION_BYTES = 40
 CHUNK = 1_000_000
 BATCHES = 100
+FRAGMENT_ROWS = 250_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--sparse_rows", type=int, default=2_000_000_000)
-    parser.add_argument("--rate_rows", type=int, default=200_000)
+    parser.add_argument("--rate_rows", type=int, default=4_000_000)
     parser.add_argument("--folder", type=Path, default=None, help="where the index is written, and removed")
     parser.add_argument("--measure", type=Path, default=None, help="(internal) measure this index and print")
     parser.add_argument("--step", type=int, default=0)
@@ -120,27 +122,44 @@ def write_index(folder: Path, num_rows: int, sparse: bool) -> None:
 
 
 def build_rate(root: Path, num_rows: int) -> dict[str, float]:
+    """Build an index from parquet, in fragments of 250,000 rows in 40 buckets, in one process and in all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from curate.buckets import SDXL_1024
     from schemas.shards import SCHEMA
-    from train.index_build import IndexOf, build_index
+    from train.index_build import TABLE_COLUMNS, IndexOf, build_index
 
     rng = np.random.default_rng(0)
-    columns = {
-        name: rng.integers(0, 1000, num_rows) for name in SCHEMA.names if pa.types.is_integer(SCHEMA.field(name).type)
-    }
-    columns |= {"bucket_height_px": np.full(num_rows, 1024), "bucket_width_px": np.full(num_rows, 1024)}
-    columns |= {"aesthetic": rng.random(num_rows), "uid": [rng.bytes(16).hex() for _ in range(num_rows)]}
-    texts = {"source": "web", "split": "train", "shard": "shards/train/0.tar", "caption": "a picture " * 4}
-    columns |= {name: [text] * num_rows for name, text in texts.items()}
     (root / "tables/shards").mkdir(parents=True)
-    table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})
-    pq.write_table(table, root / "tables/shards/all.parquet")
-    (root / "tables/shards/_run.json").write_text(json.dumps({"fragments": {"all": {"receipt": "bench"}}}))
-    started = time.perf_counter()
-    build_index(IndexOf(root=str(root), split="train"), root / "index/train")
-    return {"rows": num_rows, "rows_per_s": num_rows / (time.perf_counter() - started)}
+    names = [f"part-{first:09d}" for first in range(0, num_rows, FRAGMENT_ROWS)]
+    for name in names:
+        sizes = {
+            field.name: rng.integers(0, 1000, FRAGMENT_ROWS) for field in SCHEMA if pa.types.is_integer(field.type)
+        }
+        buckets = np.array(SDXL_1024)[rng.integers(0, 40, FRAGMENT_ROWS)]
+        sizes |= {"bucket_height_px": buckets[:, 0], "bucket_width_px": buckets[:, 1]}
+        sizes |= {
+            "offset": np.arange(FRAGMENT_ROWS) * 1000,
+            "aesthetic": rng.random(FRAGMENT_ROWS),
+            "weight": np.ones(FRAGMENT_ROWS),
+        }
+        letters = rng.bytes(16 * FRAGMENT_ROWS).hex()
+        uids = [letters[at : at + 32] for at in range(0, len(letters), 32)]
+        texts = {"source": "web", "split": "train", "caption": "a picture " * 4}
+        columns = sizes | {"uid": uids, "shard": [f"shards/train/{name}-{n // 5000}.tar" for n in range(FRAGMENT_ROWS)]}
+        columns |= {column: [text] * FRAGMENT_ROWS for column, text in texts.items()}
+        table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in TABLE_COLUMNS})
+        pq.write_table(table, root / f"tables/shards/{name}.parquet")
+    (root / "tables/shards/_run.json").write_text(
+        json.dumps({"fragments": {name: {"receipt": name} for name in names}})
+    )
+    rates = {}
+    for processes in (1, None):
+        started = time.perf_counter()
+        build_index(IndexOf(root=str(root), split="train"), root / "index/train", processes)
+        rates[f"rows_per_s_{processes or 'all'}"] = num_rows / (time.perf_counter() - started)
+    return {"rows": num_rows, **rates, "processes": os.cpu_count() or 1}
 
 
 def size_gb(folder: Path) -> float:

@@ -20,7 +20,7 @@ from tests.train.synthetic_root import Tiny, member_bytes
 from train.autoencoder import check_latents, load_vae
 from train.config import AugmentConfig, BatchConfig, LoaderConfig, TrainConfig
 from train.data import Batch, Loader, TooManyBad, order_of
-from train.index import Index, open_index
+from train.index import Index, Sample, open_index
 from train.index_build import IndexOf, build_index, is_current
 from train.index_build import index_folder as folder_of
 from train.micro_conditioning import mirrored_crop_left_px
@@ -29,6 +29,7 @@ from train.samples import (
     ImageSource,
     LatentSource,
     WrongSize,
+    all_finite,
     check_sizes,
     decode_rgb,
     fit_pixels,
@@ -61,6 +62,12 @@ def latents_of(root: Path) -> LatentSource:
 
 def images_of(root: Path, augment: AugmentConfig) -> ImageSource:
     return ImageSource(reader=ShardReader(root=str(root)), augment=augment, seed=0)
+
+
+def read(source: LatentSource | ImageSource, sample: Sample, flipped: bool, visit: int) -> np.ndarray:
+    array_CHW = np.empty(source.shape(sample.bucket_hw), source.dtype)
+    source.read_into(array_CHW, sample, flipped, visit)
+    return array_CHW
 
 
 def loaders(
@@ -118,10 +125,10 @@ def test_pictures_are_read_by_offset_and_mirrored(tiny: Tiny) -> None:
     with tarfile.open(tiny.root / sample.picture.shard) as tar:
         expected = Image.open(io.BytesIO(tar.extractfile(f"{sample.uid}.jpg").read())).convert("RGB")
     source = images_of(tiny.root, AugmentConfig(flip_prob=0.0, jitter=0.0))
-    picture = source.read(sample, False, 0)
+    picture = read(source, sample, False, 0)
     assert picture.dtype == np.uint8
     assert np.array_equal(picture.transpose(1, 2, 0), np.asarray(expected))
-    assert np.array_equal(source.read(sample, True, 0), picture[:, :, ::-1])
+    assert np.array_equal(read(source, sample, True, 0), picture[:, :, ::-1])
 
 
 def test_pictures_of_other_sizes_are_fitted_as_the_index_says(tiny: Tiny) -> None:
@@ -140,8 +147,8 @@ def test_a_flip_chooses_the_mirrored_latent_and_mirrors_the_crop(tiny: Tiny) -> 
     index, source = index_of(tiny.root), latents_of(tiny.root)
     sample = index.sample(0)
     still, mirrored = (np.load(io.BytesIO(source.reader.read(member))) for member in sample.latents)
-    assert np.array_equal(source.read(sample, False, 0), still)
-    assert np.array_equal(source.read(sample, True, 0), mirrored)
+    assert np.array_equal(read(source, sample, False, 0), still)
+    assert np.array_equal(read(source, sample, True, 0), mirrored)
     assert not np.array_equal(still, mirrored)
     assert mirrored_crop_left_px((100, 300), (50, 100), 10) == 150 - 100 - 10
     always = dataclasses.replace(base(), augment=AugmentConfig(flip_prob=1.0))
@@ -172,7 +179,7 @@ def test_latents_of_another_autoencoder_code_or_size_are_refused(tiny: Tiny, tmp
     with pytest.raises(ValueError, match=r"latents of another size: .*\(8, 8, 8\), \(8, 4, 4\) expected"):
         check_sizes(index, dataclasses.replace(latents_of(tiny.root), factor=8))
     with pytest.raises(WrongSize):
-        dataclasses.replace(latents_of(tiny.root), channels=32).read(index.sample(0), False, 0)
+        read(dataclasses.replace(latents_of(tiny.root), channels=32), index.sample(0), False, 0)
     (tmp_path / "latents").mkdir()
     said = json.loads((tiny.root / "latents/run.json").read_text())
     (tmp_path / "latents/run.json").write_text(json.dumps(said | {"encoding": "something else"}))
@@ -189,7 +196,7 @@ def test_latents_of_another_autoencoder_code_or_size_are_refused(tiny: Tiny, tmp
 def test_a_missing_variant_is_named(tiny: Tiny) -> None:
     sample = dataclasses.replace(index_of(tiny.root).sample(0), latents=(None, None), uid="abcd")
     with pytest.raises(ValueError, match="no variant 0 of sample abcd"):
-        latents_of(tiny.root).read(sample, False, 0)
+        read(latents_of(tiny.root), sample, False, 0)
 
 
 def test_the_refiner_sees_each_samples_own_score(tiny: Tiny) -> None:
@@ -290,3 +297,49 @@ def test_the_order_reaches_every_row_of_the_index(tiny: Tiny) -> None:
     order = order_of(config, index)
     rows = [row for step in range(order.batches_before(4)) for row in order.batch(step).rows.tolist()]
     assert sorted(rows) == sorted(list(range(len(index))) * 4)
+
+
+@given(place=st.integers(0, 22), bits=st.integers(0, 65535), length=st.integers(23, 40), first=st.integers(0, 3))
+def test_what_is_not_finite_is_found_wherever_it_is(place: int, bits: int, length: int, first: int) -> None:
+    array = np.linspace(-60000, 60000, length + first, dtype=np.float16)[first:]
+    assert all_finite(array)
+    array[place] = np.uint16(bits).view(np.float16)
+    assert all_finite(array) == bool(np.isfinite(array).all())
+    assert all_finite(np.frombuffer(array.tobytes(), np.float16)) == all_finite(array)
+
+
+def test_a_micro_batch_stays_as_it_is_while_somebody_sees_it(tiny: Tiny) -> None:
+    config = settings_of(tiny)
+    (whole,) = loaders(config, tiny.root, 1, 4, 1, steps=60, workers=2, prefetch=2)
+    kept, copies, places = [], [], set()
+    for batch in whole.micro_batches(0):
+        places.add(batch.arrays_BCHW.data_ptr())
+        if batch.step < 20:  # more than there are slots for
+            kept.append(batch.arrays_BCHW[1:2])
+            copies.append(kept[-1].clone())
+    assert len(places) < 40  # slots are used again
+    assert all(torch.equal(view, copy) for view, copy in zip(kept, copies, strict=True))
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    shape=st.sampled_from([(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 1, 4), (4, 2, 1), (8, 1, 1)]),
+    workers=st.sampled_from([1, 2, 3]),
+    prefetch=st.integers(1, 3),
+    first_step=st.integers(0, 6),
+)
+def test_the_order_does_not_depend_on_ranks_micro_batch_accumulation_and_workers_together(
+    tiny: Tiny, shape: tuple[int, int, int], workers: int, prefetch: int, first_step: int
+) -> None:
+    config = settings_of(tiny)
+    index = index_of(tiny.root)
+    whole = global_batches(loaders(config, tiny.root, 1, 8, 1, steps=8))
+    shapes = {index.sample(row).bucket_hw for step in range(8) for row in order_of_batches(config, index, step)}
+    assert len(shapes) == 2  # both aspect buckets come up
+    shared = loaders(config, tiny.root, *shape, steps=8, workers=workers, prefetch=prefetch)
+    assert global_batches(shared, first_step) == whole[8 * first_step :]
+
+
+def order_of_batches(config: TrainConfig, index: Index, step: int) -> list[int]:
+    eight = dataclasses.replace(config, batch=BatchConfig(global_batch=8, micro_batch=8))
+    return order_of(eight, index).batch(step).rows.tolist()

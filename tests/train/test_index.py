@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import time
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch.distributed as dist
 
 from tests.train.synthetic_root import write_root
 from train import index as index_module
+from train import index_ready
 from train.index import open_index
 from train.index_build import IndexOf, build_index, is_current
+from train.index_ready import ready_index
 
 
 @pytest.fixture
@@ -68,6 +75,18 @@ def test_weights_make_groups_and_leave_out(root: Path) -> None:
             built(root, weight=wrong)
 
 
+def test_the_weight_that_selection_gave_can_be_asked_for(root: Path) -> None:
+    expected = {}
+    for path in sorted((root / "tables/shards").glob("*.parquet")):
+        rows = pq.read_table(path)
+        weights = pa.array([0.5 if number % 2 else 3.0 for number in range(rows.num_rows)], pa.float32())
+        pq.write_table(rows.append_column("weight", weights), path)
+        expected |= dict(zip(rows["uid"].to_pylist(), weights.to_pylist(), strict=True))
+    index = built(root, weight="weight")
+    found = {index.sample(row).uid: index.group_of(row).weight for row in range(len(index))}
+    assert found == {uid: expected[uid] for uid in table(root)}
+
+
 def test_tars_alone_give_the_same_samples_or_their_own_sizes(root: Path) -> None:
     with_tables = built(root)
     samples = {with_tables.sample(row).caption: with_tables.sample(row) for row in range(16)}
@@ -113,3 +132,87 @@ def test_the_command_builds_every_split_and_names_what_is_missing(root: Path, tm
     assert "index/val: 4 rows in 2 groups" in printed
     assert index_module.main(["--root", str(tmp_path / "empty")]) == 2
     assert "run curation up to the export step" in capsys.readouterr().err
+
+
+def test_many_fragments_read_side_by_side_give_the_files_of_one_after_the_other(root: Path) -> None:
+    rows = pq.read_table(root / "tables/shards/train-00000.parquet")
+    names = [f"part-{number}" for number in range(5)]
+    bounds = [0, 7, 7, 8, 15, 16]  # one of them is empty
+    for name, first, last in zip(names, bounds, bounds[1:], strict=False):
+        mixed = rows.slice(first, last - first).take(np.random.default_rng(first).permutation(last - first))
+        pq.write_table(mixed, root / f"tables/shards/{name}.parquet")
+    (root / "tables/shards/train-00000.parquet").unlink()
+    manifest = {"fragments": {name: {"receipt": name} for name in names}}
+    (root / "tables/shards/_run.json").write_text(json.dumps(manifest))
+    told: list[tuple[int, int]] = []
+    files = {}
+    for processes in (1, 3):
+        folder = root / f"index-{processes}/train"
+        what = IndexOf(root=str(root), split="train", weight="CASE WHEN aesthetic >= 5 THEN 2 ELSE 1 END")
+        build_index(what, folder, processes, lambda done, total: told.append((done, total)))
+        files[processes] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files[1] == files[3]
+    assert told == [(done, 10) for done in range(1, 11)] * 2
+    index, expected = open_index(folder), {row["uid"]: row for row in rows.to_pylist()}
+    samples = [index.sample(row) for row in range(len(index))]
+    assert {sample.uid for sample in samples} == set(expected) and len(samples) == 16
+    for row, sample in enumerate(samples):
+        said = expected[sample.uid]
+        assert (sample.caption, sample.picture.shard) == (said["caption"], said["shard"])
+        assert (sample.picture.offset, sample.original_hw[0]) == (said["offset"], said["original_height_px"])
+        group = index.group_of(row)
+        assert (group.bucket_hw[1], group.weight) == (said["bucket_width_px"], 2.0 if said["aesthetic"] >= 5 else 1.0)
+
+
+def test_captions_and_scores_that_are_null_and_uids_that_are_none(root: Path) -> None:
+    path = root / "tables/shards/train-00000.parquet"
+    rows = pq.read_table(path)
+    changed = rows.to_pylist()
+    changed[0] |= {"caption": None, "aesthetic": None}
+    changed[1] |= {"caption": "Ünïcode 図"}
+    pq.write_table(pa.Table.from_pylist(changed, schema=rows.schema), path)
+    index = built(root)
+    captions = {index.sample(row).uid: index.sample(row).caption for row in range(16)}
+    assert (captions[changed[0]["uid"]], captions[changed[1]["uid"]]) == ("", "Ünïcode 図")
+    assert captions[changed[2]["uid"]] == changed[2]["caption"]
+    assert index.missing_aesthetic == 1
+    changed[3] |= {"uid": "not hexadecimal, but 32 letters. "[:32]}
+    pq.write_table(pa.Table.from_pylist(changed, schema=rows.schema), path)
+    with pytest.raises(ValueError, match="a uid is not 32 hex characters"):
+        built(root)
+
+
+def wait_for_index(rank: int, root: Path, url: str, queue: multiprocessing.Queue) -> None:
+    """One of two ranks whose process group gives up after 1.5 s, with a build that takes longer."""
+    wait = timedelta(seconds=1.5)
+    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2, timeout=wait)
+
+    def slow(*arguments: object) -> None:
+        time.sleep(3)
+        if arguments[0].weight == "nonsense":
+            raise ValueError("no such weight")
+        build_index(*arguments)
+
+    said: list[str] = []
+    index_ready.build_index = slow
+    for weight in ("1", "nonsense"):
+        what = IndexOf(root=str(root), split="train", weight=weight)
+        try:
+            index = ready_index(what, root / "index/train", rank=rank, say=said.append, heartbeat_s=0.3)
+            queue.put((rank, len(index), said))
+        except ValueError as error:
+            queue.put((rank, str(error), said))
+
+
+def test_ranks_wait_for_an_index_longer_than_their_time_out_and_hear_of_its_errors(root: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    url = f"file://{tmp_path}/meeting"
+    ranks = [context.Process(target=wait_for_index, args=(rank, root, url, queue)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    told = sorted((queue.get(timeout=60) for _ in range(4)), key=lambda one: (one[0], str(one[1])))
+    for process in ranks:
+        process.join()
+    assert [(rank, what) for rank, what, _ in told] == [(0, 16), (0, "no such weight"), (1, 16), (1, "no such weight")]
+    assert told[0][2][0] == f"index: building {root}/index/train"

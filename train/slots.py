@@ -1,0 +1,35 @@
+"""Memory shared with the workers: one fills a slot, a micro-batch is a view of it, and then the slot is free again.
+
+Nothing large is pickled, copied or newly mapped on the way from a shard to the trainer.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+
+import numpy as np
+import torch
+
+
+class Slots:
+    """Equal stretches of one shared allocation; lives in the trainer."""
+
+    def __init__(self, num_slots: int, slot_bytes: int) -> None:
+        self.memory = torch.empty((num_slots, slot_bytes), dtype=torch.uint8).share_memory_()
+        self._free = list(range(num_slots))
+
+    def take(self) -> int | None:
+        """Return a slot that no tensor is a view of, the one used last; None where the trainer holds on to all."""
+        return self._free.pop() if self._free else None
+
+    def lend(self, slot: int, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
+        """Return a taken slot's first bytes as a tensor; the slot is free when the last view of it is gone."""
+        array = view(self.memory[slot], shape, dtype)
+        weakref.finalize(array, self._free.append, slot).atexit = False  # from_numpy keeps this very array alive
+        return torch.from_numpy(array)
+
+
+def view(slot: torch.Tensor, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return a slot's first bytes as an array, without a copy."""
+    return np.frombuffer(slot.numpy(), dtype, count=math.prod(shape)).reshape(shape)
