@@ -13,6 +13,7 @@ html_title = "Darkroom"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["generated"]
 highlight_language = "none"
+default_role = "code"  # a name between single backticks in a docstring
 
 html_theme = "furo"
 html_copy_source = False

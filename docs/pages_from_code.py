@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -24,8 +25,6 @@ from train.sample import SampleConfig
 
 COLUMN_HEADS = ("column", "type", "unit", "range", "direction", "meaning")
 SETTING_HEADS = ("setting", "type", "default", "meaning")
-Place = tuple[str, type]
-"""Where a dataclass stands in the settings, such as `score.heads[]`, and the dataclass."""
 
 
 def write(folder: Path) -> None:
@@ -94,17 +93,20 @@ def _sections(place: str, kind: type, defaults: list[tuple[str, Any]]) -> list[s
     hints = typing.get_type_hints(kind)
     rows, inner = [], []
     for field in dataclasses.fields(kind):
-        nested = _dataclasses_in(hints[field.name])
+        hint = hints[field.name]
         shown = [(name, getattr(settings, field.name)) for name, settings in defaults]
-        rows.append(
-            (f"`{field.name}`", _cell(_type(hints[field.name])), _default(field, shown), _cell(meanings[field.name]))
-        )
-        for each in nested:
-            path = f"{place}.{field.name}".lstrip(".") + ("[]" if _is_list(hints[field.name]) else "")
-            same = [(name, value) for name, value in shown if type(value) is each]
-            inner += _sections(path, each, same)
+        told = _cell(_type(hint))
+        for each in _dataclasses_in(hint):
+            path = f"{place}.{field.name}".lstrip(".") + ("[]" if _is_list(hint) else "")
+            told = told.replace("settings", f"[settings](#{_anchor(path)})")
+            inner += _sections(path, each, [(name, value) for name, value in shown if type(value) is each])
+        rows.append((f"`{field.name}`", told, _default(field, shown), _cell(meanings[field.name])))
     title = f"### `{place}`" if place else "### The file"
     return ["\n".join([title, "", _cell(about), "", *_grid(SETTING_HEADS, rows)]), *inner]
+
+
+def _anchor(path: str) -> str:
+    return re.sub(r"[^\w-]", "", path)
 
 
 def _meanings(kind: type) -> dict[str, str]:
