@@ -62,7 +62,7 @@ def overview(this: Shown, asked: Asked) -> dict[str, Any]:
     rows, unchecked = index.rows(
         "SELECT count(*), count(*) FILTER (hidden AND reason IS DISTINCT FROM 'blocklist') FROM board"
     )[0]
-    notes = [f"selection.{name} has no slider: it is no single limit" for name in without_slider(index.settings)]
+    notes = [f"cut-off {setting} has no slider: it is no comparison with one limit" for setting in without_slider()]
     if unchecked:
         notes.append(
             f"{unchecked:,} samples have not been compared with the blocklists and are not shown: run "

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from curate.config import SelectionConfig
-from curate.cut_offs import CUT_OFFS, PRESETS
+from curate.cut_offs import CUT_OFFS
 from pipelines.store import MANIFEST, Root
 
-_COMPUTED = {
-    "shorter_side_px": "least(width_px, height_px)",
-    "aspect": "(greatest(width_px, height_px)::FLOAT / least(width_px, height_px)::FLOAT)",
-}
-"""What selection computes from other columns; `caption_chars` is a column of the index."""
+_FORM = re.compile(r"(?P<value>.+?) (?P<sign>[<>]) \?")
+_ALIAS = re.compile(r"\b[a-z]\.(?=[a-z])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,37 +31,43 @@ class Limit:
 
     @property
     def drops_sql(self) -> str:
-        """The condition, with `?` for the limit, rounded as selection rounds it."""
-        return f"{self.value_sql} {'<' if self.is_minimum else '>'} ?::FLOAT"
+        """The condition, with `?` for the limit."""
+        return f"{self.value_sql} {'<' if self.is_minimum else '>'} ?"
 
 
 def limits() -> tuple[Limit, ...]:
     """Return the cut-offs that compare one value with one limit, in the order in which they count."""
     meanings = _meanings()
-    return tuple(
-        Limit(
-            setting=cut.setting,
-            reason=cut.reason,
-            value_sql=_COMPUTED.get(cut.column, cut.column),
-            is_minimum=cut.drops == "below",
-            column=None if cut.column in _COMPUTED else cut.column,
-            meaning=meanings.get(cut.setting, ""),
+    found = []
+    for cut in CUT_OFFS:
+        form = _FORM.fullmatch(cut.drops)
+        if form is None:
+            continue
+        value = _ALIAS.sub("", form["value"])
+        column = value if value.isidentifier() else None
+        found.append(
+            Limit(
+                setting=cut.setting,
+                reason=cut.reason,
+                value_sql=value,
+                is_minimum=form["sign"] == "<",
+                column=column,
+                meaning=meanings.get(cut.setting, ""),
+            )
         )
-        for cut in CUT_OFFS
-    )
+    return tuple(found)
 
 
-def without_slider(settings: dict[str, Any]) -> list[str]:
-    """Return the settings in force that are no comparison of one value with one limit."""
-    sliders = {limit.setting for limit in limits()}
-    return [name for name, said in settings.items() if name not in sliders and said not in (None, [], (), "none")]
+def without_slider() -> list[str]:
+    """Return the settings of cut-offs that are no comparison with one limit."""
+    known = {limit.setting for limit in limits()}
+    return [cut.setting for cut in CUT_OFFS if cut.setting not in known]
 
 
 def recorded(root: Root) -> dict[str, Any]:
-    """Return the selection's settings as its table was made with them, the preset's too; the defaults before."""
+    """Return the selection's settings as its table was made with them; the defaults before it was made."""
     manifest = root.read_json(f"tables/selection/{MANIFEST}")
-    said = asdict(SelectionConfig()) | ((manifest or {}).get("settings") or {})
-    return said | PRESETS[said["preset"]] | {"preset": "none"}
+    return asdict(SelectionConfig()) | ((manifest or {}).get("settings") or {})
 
 
 def can_be_off(setting: str) -> bool:
@@ -80,7 +84,8 @@ def checked(values: dict[str, float | None], settings: dict[str, Any]) -> dict[s
         if value is None and not can_be_off(name):
             raise ValueError(f"{name} = off: selection always has this cut-off; give a number")
     said: dict[str, Any] = {name: value for name, value in (settings | given).items() if name in known}
-    SelectionConfig(**{limit.setting: said[limit.setting] for limit in limits()})
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    SelectionConfig(**plain)
     return said
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from curate.config import CurationConfig, SelectionConfig
+from curate.config import SelectionConfig
 from curate.config_file import as_dict
-from pipelines.selection import choose
-from pipelines.store import Root, commit, fragments, parquet_bytes, publish, table_file
+from curate.cut_offs import select
+from pipelines.selection import COLUMNS
+from pipelines.store import Root, commit, parquet_bytes, publish, table_file
 from schemas import captions, duplicates, features, samples, scores, selection
 from schemas.column import conform, with_model
 from tests.conftest import encoded, picture
@@ -56,17 +56,15 @@ def write_root(url: str, rows: int = ROWS, change: Callable[[dict[str, Any]], No
     if change is not None:
         change(made)
     tables = {name: pa.Table.from_pylist(listed, schema=_plain(SCHEMAS[name])) for name, listed in made.items()}
+    read = {name: table.select(COLUMNS[name]) for name, table in tables.items()}
+    tables["selection"] = select(**read, config=SETTINGS)
+    order = {row["uid"]: at for at, row in enumerate(made["samples"])}
+    at = sorted(range(rows), key=lambda place: order[tables["selection"]["uid"][place].as_py()])
+    tables["selection"] = tables["selection"].take(at)
     for name, table in tables.items():
         publish_table(root, name, conform(table, SCHEMAS[name]))
-    publish_table(root, "selection", chosen(url, SETTINGS))
     root.write_json("run.json", {"config": {"root": url, "selection": as_dict(SETTINGS), "embed": {}}})
     return root
-
-
-def chosen(url: str, settings: SelectionConfig) -> pa.Table:
-    """Return what the selection step decides of a root with these settings."""
-    made = choose(CurationConfig(root=url, selection=settings), list(fragments(Root(url), "samples")))
-    return pa.concat_tables([pq.read_table(path) for name, path in made.files.items() if name.endswith(".parquet")])
 
 
 def publish_table(root: Root, name: str, table: pa.Table, *, finished: bool = True) -> None:
