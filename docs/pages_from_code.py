@@ -38,19 +38,21 @@ def write(folder: Path) -> None:
 
 def tables() -> str:
     """Return a section for each table: its columns as the files themselves say them."""
-    parts = [_table_section(schema, about) for schema, about in sorted(_schemas(), key=lambda each: each[1])]
-    return "\n\n".join(parts) + "\n"
+    listed = sorted(_schemas(), key=lambda each: each[0].metadata[TABLE_KEY])
+    return "\n\n".join(_table_section(schema, about) for schema, about in listed) + "\n"
 
 
 def _schemas() -> Iterator[tuple[pa.Schema, str]]:
-    """Yield each table's schema with its module's sentence."""
+    """Yield every schema of every module, with the module's sentence for the table that it is named after."""
     for found in pkgutil.iter_modules(schemas.__path__):
         module = importlib.import_module(f"schemas.{found.name}")
         about = (module.__doc__ or "").splitlines()[0]
-        if hasattr(module, "SCHEMA"):
-            yield module.SCHEMA, about
-        elif hasattr(module, "schema"):
+        if hasattr(module, "schema") and not hasattr(module, "SCHEMA"):
             yield module.schema(embedding_dim=768), about
+        for schema in vars(module).values():
+            if isinstance(schema, pa.Schema):
+                own = schema.metadata[TABLE_KEY].decode() == found.name
+                yield schema, about if own else f"On the way to {found.name}."
 
 
 def _table_section(schema: pa.Schema, about: str) -> str:

@@ -89,7 +89,7 @@ def html(site: dict) -> Iterator[tuple[str, Page]]:
 def test_every_page_is_in_the_site_and_generated_ones_are_whole(site):
     for page in PAGES[1:]:
         assert f"site/{page.stem}.html" in site
-    assert {schema_name for schema_name in TABLES} <= site["site/tables.html"].ids
+    assert {name.replace("_", "-") for name in [*TABLES, "texts", "caption_counts"]} <= site["site/tables.html"].ids
     assert {"score-heads", "train-model-optimizer", "pipelines-dashboard-py"} <= site["site/configuration.html"].ids
     assert "curate.dedup.near_duplicates" in site["site/api.html"].ids
 
