@@ -2,9 +2,9 @@
 # make test   installs everything and runs the tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-CODE := curate pipelines schemas train tests infra
+CODE := curate pipelines schemas train tests infra docs
 
-.PHONY: demo test check format bench lock install peers
+.PHONY: demo test docs check format bench lock install peers
 install: .venv/.installed
 
 .venv/.installed: requirements.lock
@@ -26,6 +26,10 @@ demo: install
 
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+# the documentation as a site, every warning being an error
+docs: install
+	$(BIN)/python -m sphinx -W -n --keep-going -d runs/docs/trees -b html docs runs/docs/html
 
 check: install
 	$(BIN)/ruff format --check $(CODE)

@@ -99,9 +99,8 @@ def scale(picture: Decoded, bucket: tuple[int, int], downscale: Literal["lanczos
 
 def _lanczos(picture: Decoded, height_px: int, width_px: int) -> np.ndarray:
     """Return the picture resized with the kernel of 3 lobes, widened where it shrinks, as Pillow defines it."""
-    pixels_1CHW = torch.from_numpy(np.require(picture.rgb_HWC, requirements="CW"))[None].permute(
-        0, 3, 1, 2
-    )  # channels last
+    writable_HWC = np.require(picture.rgb_HWC, requirements=["C", "W"])  # torch warns of arrays that are not
+    pixels_1CHW = torch.from_numpy(writable_HWC)[None].permute(0, 3, 1, 2)  # channels last
     by = picture.reduced_by
     if picture.height_px % by or picture.width_px % by:  # the picture ends within the last row or column
         factors = (height_px * by / picture.height_px * _UP, width_px * by / picture.width_px * _UP)

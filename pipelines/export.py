@@ -54,7 +54,8 @@ def export(runner: Runner) -> list[Report]:
     """Plan the shards, then write each one whose samples have changed."""
     config = runner.config
     made_from = [fragments(runner.root, table) for table in ("samples", "features", "captions", "scores", "selection")]
-    plan = Step(table="plan", settings=[getattr(config.export, name) for name in PLANNING], build=_build_plan)
+    planning = {name: getattr(config.export, name) for name in PLANNING}
+    plan = Step(table="plan", settings=planning, build=_build_plan)
     wanted = [Fragment(name="all", made_from=made_from, arguments=(sorted(made_from[0]),))] if made_from[0] else []
     planned = runner.run(plan, wanted)
     shards = [

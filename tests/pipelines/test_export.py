@@ -22,9 +22,11 @@ import yaml
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from curate.buckets import ladder
 from curate.config import CurationConfig, DumpSource, EncodeConfig, ExportConfig
 from curate.takedown import TakenDown, asked_for
 from pipelines import encode, export, takedown
+from pipelines.dashboard_server.index import Index
 from pipelines.selection import _aligned, domains
 from pipelines.store import Root, commit, fragments, publish, table_file
 from pipelines.taken_down import read_taken_down
@@ -133,6 +135,14 @@ def test_shards_are_bounded_by_samples_and_by_bytes(curated):
             path.unlink()
         split += len(made.files) > 1
     assert split > 0
+
+
+def test_the_dashboard_opens_a_finished_run_with_the_buckets_of_its_export(curated):
+    config = config_of(curated)
+    index = Index(Root(config.root), file=None, memory_mb=200, unchecked=False)
+    index.look()
+    index.close()
+    assert index.buckets == ladder(config.export.resolution_px, config.export.multiple_px) != ladder(1024, 64)
 
 
 def test_one_sample_less_changes_one_shard(curated):
