@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from curate.config import ClipSpec, require
+from train.watch import WatchConfig
 
 TIME_IDS = {"base": 6, "refiner": 5}
 """Numbers of micro-conditioning: sizes and crop, and for the base the target size, for the refiner the score."""
@@ -310,6 +311,10 @@ class TrainConfig:
     """Steps between lines of metrics."""
     on_non_finite: Literal["stop", "skip"] = "stop"
     """What follows a loss or gradient that is not finite; the weights stay untouched either way."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Hanging steps and jumping losses."""
+    zero_stage: Literal[1, 2] = 2
+    """2 shards gradients as well and reduces them in every pass; 1 keeps them whole and reduces once a step."""
     reduce_bucket_elements: int = 200_000_000
     """Elements that ZeRO reduces and gathers at a time."""
     overlap_comm: bool = True

@@ -160,7 +160,7 @@ def deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
         "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True},
         "optimizer": {"type": "AdamW", "params": adamw | ({"fused": True} if on_gpu else {})},
         "zero_optimization": {
-            "stage": 2,
+            "stage": config.zero_stage,
             "overlap_comm": config.overlap_comm and on_gpu,
             "contiguous_gradients": True,
             "reduce_scatter": True,

@@ -8,9 +8,12 @@ from __future__ import annotations
 import functools
 import json
 import math
+import resource
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,10 +35,15 @@ from train.report import Report
 from train.resume import check_same_run
 from train.samples import check_sizes
 from train.validation import Validation
+from train.watch import SpikeDetector, Watchdog
 
 
 class NonFinite(RuntimeError):
     """A loss or gradient was not finite; the message names step and samples."""
+
+
+class LossSpike(RuntimeError):
+    """A loss jumped far above those before it; the message names step and samples."""
 
 
 def train(config: TrainConfig, resume: str = "auto") -> None:
@@ -91,13 +99,16 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     step = first_step
     micro_batches = loader.micro_batches(first_step)
     clock = Clock(first_step, config)
+    watchdog, spikes = Watchdog(config.watch), SpikeDetector(config.watch)
+    watchdog.fed()
     stopped = False
     while step < config.steps and not stopped:
         # Gradients
         losses: list[torch.Tensor] = []
         uids: list[str] = []
         for _ in range(config.batch.grad_accumulation):
-            batch = next(micro_batches)
+            with clock.waits_for_data():
+                batch = next(micro_batches)
             assert batch.step == step
             loss = objective.losses(batch, objective.draws(batch)).mean()
             engine.backward(loss)
@@ -115,11 +126,13 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
         mean_loss, stopped = _share(torch.stack(losses).mean(), stop_requested(), world)
         if not (stepped.applied and math.isfinite(mean_loss)):
             _non_finite(config, step, mean_loss, stepped.grad_norm, uids, world)
+        elif spikes.spikes(mean_loss):
+            _spike(config, step, mean_loss, spikes, uids, world)
 
         # Status
         values = {"loss": mean_loss, "lr": lr, "grad_norm": stepped.grad_norm}
         if step % config.log_every_steps == 0 or step == config.steps or stopped:
-            values["images_per_s"] = clock.images_per_s(step)
+            values |= {"images_per_s": clock.images_per_s(step), **clock.since_last_asked(world.device)}
             report.progress(step, values, clock.seconds_left(step))
         report.metrics(step, values)
 
@@ -134,8 +147,10 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             )
         if config.validate_every_steps and step % config.validate_every_steps == 0 and step < config.steps:
             report.metrics(step, {"val_loss": _validate(engine, ema, validation, objective)})
+        watchdog.fed()
 
     # End
+    watchdog.off()
     if stopped and step < config.steps:
         report.say(f"stopped by SIGTERM after step {step}; the same command continues from {saved}")
     else:
@@ -166,7 +181,27 @@ class Clock:
     def __init__(self, first_step: int, config: TrainConfig) -> None:
         self._first_step = first_step
         self._config = config
-        self._started = time.monotonic()
+        self._started = self._asked = time.monotonic()
+        self._waited_s = 0.0
+
+    @contextmanager
+    def waits_for_data(self) -> Iterator[None]:
+        """Count the time within as waiting for samples."""
+        began = time.monotonic()
+        yield
+        self._waited_s += time.monotonic() - began
+
+    def since_last_asked(self, device: torch.device) -> dict[str, float]:
+        """Return the share of the time since the last call that went by waiting for samples, and the peak memory.
+
+        The memory is the device's, in 10^9 bytes; on a CPU it is the most that this process ever held.
+        """
+        now = time.monotonic()
+        share = self._waited_s / max(now - self._asked, 1e-9)
+        self._asked, self._waited_s = now, 0.0
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else held
+        return {"data_wait_share": share, "memory_gb": peak / 1e9}
 
     def images_per_s(self, step: int) -> float:
         """Return the mean speed so far."""
@@ -267,6 +302,20 @@ def _non_finite(config: TrainConfig, step: int, loss: float, grad_norm: float, u
         raise NonFinite(text)
     if world.rank == 0:
         print(f"skipped {text}", flush=True)
+
+
+def _spike(config: TrainConfig, step: int, loss: float, spikes: SpikeDetector, uids: list[str], world: World) -> None:
+    """Name step and samples of a spike; raise LossSpike on all ranks alike where the settings say stop."""
+    gathered: list[Any] = [None] * world.size
+    dist.all_gather_object(gathered, uids)
+    named = ", ".join(uid for rank_uids in gathered for uid in rank_uids)
+    text = (
+        f"step {step}: loss {loss:.4f} is {spikes.deviations(loss):.1f} deviations above the last ones; samples {named}"
+    )
+    if config.watch.on_spike == "stop":
+        raise LossSpike(text)
+    if world.rank == 0:
+        print(f"loss spike at {text}", flush=True)
 
 
 def _state(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -56,6 +57,8 @@ def test_a_run_leaves_what_it_promises(whole_run: Path) -> None:
     assert record["parameters"] == read_state(whole_run / "checkpoints/step-00000006").num_elements
     assert [step for step, _ in losses(whole_run)] == [1, 2, 3, 4, 5, 6]
     assert (whole_run / "checkpoints/latest").read_text() == "step-00000006"
+    lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["data_wait_share"] <= 1 and line["memory_gb"] > 0.1 for line in lines if "lr" in line)
     assert (whole_run / "unet_ema/config.json").exists()
 
 
@@ -136,9 +139,22 @@ def test_any_stretch_of_the_flat_vector_is_read_across_parts(whole_run: Path) ->
     assert float(whole.abs().sum()) > 0.0
 
 
-def test_zero_and_partitioned_ema_equal_plain_ones(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", ["1", "2"])
+def test_zero_and_partitioned_ema_equal_plain_ones(stage: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    assert run_ranks("tests.train.zero_against_plain", ["--config", str(tiny.config)], 2) == 0
+    words = ["--config", str(tiny.config), "--zero_stage", stage]
+    assert run_ranks("tests.train.zero_against_plain", words, 2) == 0
+
+
+def test_a_loss_spike_ends_the_run_where_it_should(tiny: Tiny, tmp_path: Path) -> None:
+    watch = {"spike_deviations": 1e-3, "spike_window_steps": 8, "on_spike": "stop"}
+    config = tiny.variant(tmp_path, watch=watch)  # any loss above the median is called a spike
+    done = subprocess.run(command(config), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    named = re.search(r"step (\d): loss [\d.]+ is [\d.]+ deviations above the last ones; samples (.*)", done.stderr)
+    assert named is not None, done.stderr[-2000:]
+    assert int(named[1]) >= 3  # two losses are known before one is judged
+    assert len(set(re.findall(r"\b[0-9a-f]{32}\b", named[2]))) == 4  # the global batch, of both ranks
 
 
 def test_export_loads_back_equal_and_samples_are_drawn(whole_run: Path, tiny: Tiny, tmp_path: Path) -> None:

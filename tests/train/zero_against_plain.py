@@ -1,4 +1,4 @@
-"""Run by two ranks: ZeRO-2 steps and the partitioned EMA against plain AdamW and a plain EMA in one process."""
+"""Run by two ranks: ZeRO steps and the partitioned EMA against plain AdamW and a plain EMA in one process."""
 
 from __future__ import annotations
 
