@@ -5,7 +5,6 @@ import json
 import os
 import struct
 import tarfile
-import textwrap
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -659,10 +658,9 @@ def test_of_a_large_row_group_some_rows_are_held(tmp_path):
 # the documentation
 
 
-def test_the_examples_of_the_documentation_are_settings(tmp_path):
+def test_the_examples_of_the_documentation_show_every_kind(tmp_path):
     page = (Path(__file__).resolve().parents[2] / "docs" / "curation.md").read_text()
-    part = page.split("## Dumps")[1]
-    example = textwrap.dedent(part[part.index("    dumps:") :].split("\n\n")[0])
+    example = page.split("## Dumps")[1].split("```yaml\n")[1].split("```")[0]
     (tmp_path / "c.yaml").write_text(f"root: out\n{example}")
     config, _ = read_settings(CurationConfig, ["--config", str(tmp_path / "c.yaml")], prog="p", description="")
     assert {source.kind for source in config.dumps} == {None, "imagefolder", "tar", "zip", "parquet", "arrow"}
