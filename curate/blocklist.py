@@ -11,6 +11,7 @@ import fsspec
 import numpy as np
 from numba import njit
 
+from curate.bad_input import BadInput
 from curate.config import ScoreConfig
 from curate.dedup.bands import popcount
 
@@ -71,7 +72,7 @@ def parse(lines: Iterable[str], where: str, kind: str) -> frozenset[bytes]:
             continue  # a table of several kinds, without this one here
         found = wanted.fullmatch(cell)
         if not found:
-            raise ValueError(f"{where}, line {number}: has no {kind} hash of {BITS[kind] // 4} hex characters")
+            raise BadInput(f"{where}, line {number}: has no {kind} hash of {BITS[kind] // 4} hex characters")
         hashes.add(bytes.fromhex(found[1]))
     return frozenset(hashes)
 

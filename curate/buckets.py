@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import math
 
+from curate.bad_input import BadInput
+
 SDXL_1024 = tuple(
     (height, width)
     for height, widths in (
@@ -51,7 +53,7 @@ def ladder(resolution_px: int, multiple_px: int = 64) -> tuple[tuple[int, int], 
     where the resolution is not a multiple of `multiple_px`.
     """
     if resolution_px <= 0 or resolution_px % multiple_px:
-        raise ValueError(f"resolution_px = {resolution_px}: must be a positive multiple of {multiple_px}")
+        raise BadInput(f"resolution_px = {resolution_px}: must be a positive multiple of {multiple_px}")
     if (resolution_px, multiple_px) == (1024, 64):
         return SDXL_1024
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curate.bad_input import BadInput
+
 Z_95 = 1.959963984540054
 """Two-sided 95 % of the normal distribution."""
 
@@ -56,9 +58,9 @@ def curve(scores: np.ndarray, labels: np.ndarray) -> list[Point]:
     labels of both kinds, or with a score that is not finite.
     """
     if not np.isfinite(scores).all():
-        raise ValueError("a labelled sample has a score that is not finite")
+        raise BadInput("a labelled sample has a score that is not finite")
     if labels.all() or not labels.any():
-        raise ValueError(f"all {len(labels)} labels are {int(labels.all())}: both 0 and 1 are needed")
+        raise BadInput(f"all {len(labels)} labels are {int(labels.all())}: both 0 and 1 are needed")
     distinct = np.unique(scores)[::-1].astype(np.float64)
     below = np.append(distinct[1:], distinct[-1] - max(abs(distinct[-1]), 1.0) * 1e-6)
     points = []

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from curate.bad_input import BadInput
 from curate.config import DedupConfig, ScoreConfig, SelectionConfig
 from schemas import captions, features, scores
 
@@ -118,10 +119,10 @@ def check(selection: SelectionConfig, score: ScoreConfig, dedup: DedupConfig | N
     heads = {head.column: head for head in score.heads}
     for column, setting in columns(resolved(selection)).items():
         if column in heads and heads[column].weights is None:
-            raise ValueError(f"{setting}: the head of {column} is untrained and knows nothing of pictures: set null")
+            raise BadInput(f"{setting}: the head of {column} is untrained and knows nothing of pictures: set null")
         if column in OF_HEADS and column not in heads:
-            raise ValueError(f"{setting}: no head in score.heads gives {column}: add one, or set null")
+            raise BadInput(f"{setting}: no head in score.heads gives {column}: add one, or set null")
         if table_of(column, score) is None:
-            raise ValueError(f"{setting}: no column of numbers is called {column!r}: see docs/selection_and_export.md")
+            raise BadInput(f"{setting}: no column of numbers is called {column!r}: see docs/selection_and_export.md")
     if selection.diversity is not None and dedup is not None and dedup.semantic_eps is None:
-        raise ValueError("selection.diversity: dedup.semantic_eps = None makes no clusters: set it, or diversity: null")
+        raise BadInput("selection.diversity: dedup.semantic_eps = None makes no clusters: set it, or diversity: null")

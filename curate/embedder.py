@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from curate.bad_input import BadInput
 from curate.clip import Preprocessing, common_preprocessing, describe, load_clip, preprocessing, tokenizer
 from curate.config import EmbedConfig
 from curate.picture import Picture
@@ -80,7 +81,7 @@ def device_of(config: EmbedConfig) -> torch.device:
         return torch.device("cuda")
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if config.device == "gpu" or given not in ("", "-1"):
-        raise ValueError(
+        raise BadInput(
             f"embed.device = {config.device!r}: this process was given the GPUs {given or 'none'!r} and torch finds "
             "none: mend the driver or the torch build, or set device: cpu"
         )

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from curate.bad_input import BadInput
 from curate.config import HeadSpec
 from curate.tf_checkpoint import read_saved_model
 from curate.weights import checked_path_of, registered
@@ -26,7 +27,7 @@ ROWS_AT_ONCE = 1024
 """Rows whose layers stay in the processor's cache."""
 
 
-class ScoreOutOfRange(ValueError):
+class ScoreOutOfRange(BadInput):
     """An embedding is not of unit length, or a score left its range."""
 
 
@@ -100,13 +101,13 @@ def network_of(name: str, registry_file: Path | None = None) -> Network:
     weight = registered(name, registry_file)
     try:
         if weight.head is None:
-            raise ValueError("the entry has no `head`: it is no head")
+            raise BadInput("the entry has no `head`: it is no head")
         said = dict(weight.head)
         known = {field.name for field in dataclasses.fields(Network)}
         _require(set(said) <= known, "head", sorted(set(said) - known), f"the fields are {', '.join(sorted(known))}")
         return Network(**said | {"layers": tuple(said.get("layers", ()))})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"weights {name!r}: {error}") from error
+        raise BadInput(f"weights {name!r}: {error}") from error
 
 
 def load_head(spec: HeadSpec, embedding_dim: int) -> Head:
@@ -119,7 +120,7 @@ def load_head(spec: HeadSpec, embedding_dim: int) -> Head:
 def read_head(path: Path, network: Network, column: str, embedding_dim: int) -> Head:
     """Return the head of a file, checked against its network; raises ValueError naming the file and the misfit."""
     if network.layers[0] != embedding_dim:
-        raise ValueError(
+        raise BadInput(
             f"score.heads.{column}: the head takes embeddings of {network.layers[0]} values, of {network.clip}, "
             f"and gets {embedding_dim}: set embed.clip to that model, or take another head"
         )
@@ -150,16 +151,16 @@ def read_layers(path: Path, network: Network) -> list[Layer]:
     found = [layer.weight.shape for layer in layers]
     stated = list(zip(network.layers, network.layers[1:], strict=False))
     if found != stated or any(layer.bias.shape != layer.weight.shape[1:] for layer in layers):
-        raise ValueError(f"{path.name}: has layers {_shown(found)}, and {_shown(stated)} are stated")
+        raise BadInput(f"{path.name}: has layers {_shown(found)}, and {_shown(stated)} are stated")
     if (mean is not None and variance is not None) != network.normalisation:
         has = "holds no" if network.normalisation else "holds a"
-        raise ValueError(
+        raise BadInput(
             f"{path.name}: {has} normalisation of its input, and normalisation: {network.normalisation} is stated"
         )
     if mean is None or variance is None:
         return layers
     if mean.shape != (network.layers[0],) or variance.shape != mean.shape or not (variance > 0).all():
-        raise ValueError(f"{path.name}: its normalisation is not {network.layers[0]} means and positive variances")
+        raise BadInput(f"{path.name}: its normalisation is not {network.layers[0]} means and positive variances")
     scale = 1 / np.sqrt(variance)
     first = layers[0]
     layers[0] = Layer(weight=first.weight * scale[:, None], bias=first.bias - (mean * scale) @ first.weight)
@@ -250,7 +251,7 @@ def _read_npz(path: Path, network: Network) -> dict[str, np.ndarray]:
     """sigmoid(x @ weights + biases), as Stability AI's detectors are saved."""
     with np.load(path, allow_pickle=False) as archive:
         if set(archive.files) != {"weights", "biases"}:
-            raise ValueError(f"{path.name}: holds {sorted(archive.files)}, and weights and biases are read")
+            raise BadInput(f"{path.name}: holds {sorted(archive.files)}, and weights and biases are read")
         return {"0.weight": archive["weights"].reshape(-1, 1), "0.bias": archive["biases"].reshape(1)}
 
 
@@ -258,7 +259,7 @@ def _read_npy(path: Path, network: Network) -> dict[str, np.ndarray]:
     """Embeddings of prompts, one in each row: logits without bias."""
     prompts = np.load(path, allow_pickle=False)
     if prompts.ndim != 2:
-        raise ValueError(f"{path.name}: has shape {prompts.shape}, and rows of prompts are read")
+        raise BadInput(f"{path.name}: has shape {prompts.shape}, and rows of prompts are read")
     return {"0.weight": prompts.T, "0.bias": np.zeros(len(prompts))}
 
 
@@ -311,7 +312,7 @@ def _in_order(path: Path, tensors: Mapping[str, np.ndarray]) -> list[Layer]:
     missing = [f"{p}{kind}" for p in prefixes for kind in ("weight", "bias") if f"{p}{kind}" not in tensors]
     surplus = sorted(set(tensors) - {f"{p}{kind}" for p in prefixes for kind in ("weight", "bias")})
     if missing or surplus:
-        raise ValueError(f"{path.name}: tensors {missing} are missing and {surplus} are unknown: no affine layers")
+        raise BadInput(f"{path.name}: tensors {missing} are missing and {surplus} are unknown: no affine layers")
     return [Layer(weight=tensors[f"{p}weight"], bias=tensors[f"{p}bias"]) for p in prefixes]
 
 
@@ -325,7 +326,7 @@ def _shown(shapes: Sequence[tuple[int, ...]]) -> str:
 
 def _require(condition: bool, field: str, value: object, fix: str) -> None:
     if not condition:
-        raise ValueError(f"head.{field} = {value!r}: {fix}")
+        raise BadInput(f"head.{field} = {value!r}: {fix}")
 
 
 def _untrained(spec: HeadSpec, embedding_dim: int) -> Head:

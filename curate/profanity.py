@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 import regex
 
+from curate.bad_input import BadInput
 from curate.config import CaptionsConfig
 
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’][\p{L}\p{M}]+)*")
@@ -125,7 +126,7 @@ def lists_of(config: CaptionsConfig) -> dict[str, bytes]:
     lists = {name: fs.cat_file(path) for name, path in named.items() if fs.isfile(path)}
     missing = sorted(set(config.profanity_everywhere) - set(lists))
     if not lists or missing:
-        raise ValueError(
+        raise BadInput(
             f"captions.profanity_lists = {config.profanity_lists!r}: has no list named "
             f"{' or '.join(missing) or 'by a language code'}: name a folder with en, de, ... one term a line"
         )

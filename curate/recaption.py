@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from curate.bad_input import BadInput
 from curate.config import RecaptionConfig
 
 ORIGINAL, GENERATED = "original", "generated"
@@ -46,7 +47,7 @@ class TransformersCaptioner:
         self._config, self._torch = config, torch
         gpu = config.device != "cpu" and torch.cuda.is_available()
         if config.device == "gpu" and not gpu:
-            raise ValueError("captions.recaption.device = 'gpu': torch finds none: set device: cpu")
+            raise BadInput("captions.recaption.device = 'gpu': torch finds none: set device: cpu")
         self._device = torch.device("cuda" if gpu else "cpu")
         self._processor = AutoProcessor.from_pretrained(config.model, local_files_only=True)
         model = AutoModelForImageTextToText.from_pretrained(
@@ -82,7 +83,7 @@ def check_model(config: RecaptionConfig) -> str:
     folder = Path(config.model or "")
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
-        raise ValueError(
+        raise BadInput(
             f"captions.recaption.model = {config.model!r}: needs a local folder with config.json and *.safetensors"
         )
     said = json.loads((folder / "config.json").read_text())

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.bad_input import BadInput
+
 _DIGITS = {"uids": 32, "urls_sha256": 64, "sha256": 64}
 
 
@@ -30,7 +32,7 @@ class TakenDown:
         for name, digits in _DIGITS.items():
             for value in getattr(self, name):
                 if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
-                    raise ValueError(f"{name} = {value[:80]!r}: must be {digits} hex digits in small letters")
+                    raise BadInput(f"{name} = {value[:80]!r}: must be {digits} hex digits in small letters")
 
     def __or__(self, other: TakenDown) -> TakenDown:
         return TakenDown(**{name: getattr(self, name) | getattr(other, name) for name in _DIGITS})

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from curate.bad_input import BadInput
+
 _MAGIC = 0xDB4775248B80FB57  # the last eight bytes of a table (tensorflow/core/lib/io/format.h)
 _FLOAT = 1  # DT_FLOAT
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(BadInput):
     """The file is not a checkpoint of one shard as TensorFlow writes it."""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate import diversity, quotas
+from curate.bad_input import BadInput
 from curate.config import DiversityConfig, Quantile, Quota, SelectionConfig, TopFraction
 from curate.cut_offs import CLUSTER_CAP, OTHER_LANGUAGE, active, dropped
 from curate.sample import TAKEN_DOWN
@@ -56,7 +57,7 @@ def rules(config: SelectionConfig) -> list[str]:
     named += [f"quota_{said.by}" for said in config.quotas]
     named += [CLUSTER_CAP] if config.diversity is not None and config.diversity.act == "drop" else []
     if len(named) > MAX_RULES:
-        raise ValueError(f"selection: {len(named)} rules: at most {MAX_RULES} can be told apart")
+        raise BadInput(f"selection: {len(named)} rules: at most {MAX_RULES} can be told apart")
     return named
 
 

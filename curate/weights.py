@@ -32,6 +32,9 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from curate.bad_input import BadInput
+from curate.command_line import BAD, DONE, EXIT_CODES, FAILED, INTERRUPTED
+
 REGISTRY_FILE = Path(__file__).resolve().parent.parent / "infra" / "weights.yaml"
 PINS_FILE = "pins.json"
 FORMATS = (".safetensors", ".npz", ".npy", ".pth", ".zip")
@@ -52,15 +55,15 @@ class MissingWeights(FileNotFoundError):
     """The file of a registered entry is not in the weights folder."""
 
 
-class UnknownWeights(ValueError):
+class UnknownWeights(BadInput):
     """The registry has no entry of that name."""
 
 
-class UnpinnedWeights(ValueError):
+class UnpinnedWeights(BadInput):
     """The entry has no checksum, and the user has not accepted one."""
 
 
-class WrongChecksum(ValueError):
+class WrongChecksum(BadInput):
     """The bytes that arrived are not the bytes that were registered."""
 
 
@@ -101,7 +104,7 @@ class Weight:
 
     def _require(self, condition: bool, field: str, fix: str) -> None:
         if not condition:
-            raise ValueError(f"weights {self.name!r}: {field} = {getattr(self, field)!r}: must be {fix}")
+            raise BadInput(f"weights {self.name!r}: {field} = {getattr(self, field)!r}: must be {fix}")
 
     @property
     def file_name(self) -> str:
@@ -293,7 +296,7 @@ def _entry(path: Path, name: str, fields: dict[str, Any]) -> Weight:
     expected = {field.name for field in dataclasses.fields(Weight)} - {"name"}
     wrong = set(fields) ^ expected - ({"head"} - set(fields))
     if wrong:
-        raise ValueError(f"{path}: {name}: missing or unknown fields {sorted(wrong)}")
+        raise BadInput(f"{path}: {name}: missing or unknown fields {sorted(wrong)}")
     return Weight(name=name, **(fields | {"urls": tuple(fields["urls"])}))
 
 
@@ -337,14 +340,26 @@ def _size(num_bytes: int | None) -> str:
     return f"{num_bytes / unit_bytes:.2f} {unit}"
 
 
+ABOUT = """List, fetch and verify model weights.
+
+reads    infra/weights.yaml: address, checksum and licence of every model
+writes   $DARKROOM_WEIGHTS, or the folder darkroom/weights in the user's cache
+example  python -m curate.weights fetch clip_vit_l14_openai aesthetic_v2"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; what the user can mend is one line on stderr."""
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
-    except (ValueError, OSError) as error:
+    except (BadInput, OSError) as error:
+        if args.debug:
+            raise
         print(f"curate.weights: {error}", file=sys.stderr)
-        return 1
+        return BAD if isinstance(error, UnknownWeights) else FAILED
+    except KeyboardInterrupt:
+        print("curate.weights: stopped; whole files are kept: run the same command to go on", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -352,10 +367,18 @@ def _parser() -> argparse.ArgumentParser:
     places.add_argument(
         "--weights-dir", type=Path, help="folder of the files (default: $DARKROOM_WEIGHTS, or the user's cache)"
     )
+    places.add_argument("--debug", action="store_true", help="show the traceback of an error, not only its line")
     places.add_argument("--registry", type=Path, help="registry file (default: infra/weights.yaml)")
-    parser = argparse.ArgumentParser(prog="curate.weights", description="List, fetch and verify model weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m curate.weights",
+        description=ABOUT,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     commands = parser.add_subparsers(required=True)
     listing = commands.add_parser("list", parents=[places], help="print every entry and whether it is here")
+    listing.add_argument("--json", action="store_true", help="print a JSON list instead")
     listing.set_defaults(run=_list)
     fetching = commands.add_parser("fetch", parents=[places], help="download and verify entries")
     fetching.add_argument("names", nargs="+", metavar="NAME")
@@ -369,7 +392,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(args: argparse.Namespace) -> int:
     weights_dir = args.weights_dir or default_weights_dir()
-    for weight in registry(args.registry).values():
+    found = registry(args.registry).values()
+    if args.json:
+        said = [dataclasses.asdict(one) | {"here": (weights_dir / one.file_name).is_file()} for one in found]
+        print(json.dumps(said))
+        return DONE
+    for weight in found:
         here = "here" if (weights_dir / weight.file_name).is_file() else "-"
         checked = "sha256" if known_sha256(weight, weights_dir) else "unpinned"
         size = _size(weight.num_bytes)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from curate.bad_input import BadInput
 from curate.calibration import Point, Share, curve, proposal, spread
 from curate.config import CurationConfig
 from curate.config.check import require
-from pipelines.command import read_curation, told_in_one_line
+from pipelines.command import one_line, read_curation
 from pipelines.store import Root, fragments, table_file
 
 ABOUT = """Precision and recall of a score by cut-off, with 95 % intervals, from a CSV with the columns uid and label.
@@ -23,8 +24,8 @@ LABELS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 def calibrate(argv: list[str]) -> None:
     """Run the command."""
     words = [re.sub("^--score(?=$|=)", "--column", word) for word in argv]  # --score is a group of settings
-    config, flags = read_curation("score", ABOUT, words, _flags)
-    with told_in_one_line("score"):
+    config, flags = read_curation("score calibrate", ABOUT, words, _flags)
+    with one_line("score calibrate", "run it again"):
         require(flags.labels is not None, "--labels", flags.labels, "name a CSV with the columns uid and label")
         require(flags.column is not None, "--score", flags.column, "name a column of the scores table")
         require(0 < flags.recall <= 1, "--recall", flags.recall, "must be above 0 and at most 1")
@@ -42,14 +43,14 @@ def read_labels(path: Path) -> dict[str, bool]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if not {"uid", "label"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: needs the columns uid and label, and has {rows.fieldnames}")
+            raise BadInput(f"{path}: needs the columns uid and label, and has {rows.fieldnames}")
         found: dict[str, bool] = {}
         for number, row in enumerate(rows, start=2):
             label = LABELS.get((row["label"] or "").strip().lower())
             if label is None:
-                raise ValueError(f"{path}, line {number}: label {row['label']!r}: use 1 or 0")
+                raise BadInput(f"{path}, line {number}: label {row['label']!r}: use 1 or 0")
             if found.setdefault(row["uid"], label) != label:
-                raise ValueError(f"{path}, line {number}: uid {row['uid']} has both labels")
+                raise BadInput(f"{path}, line {number}: uid {row['uid']} has both labels")
     return found
 
 
@@ -66,7 +67,7 @@ def labelled(config: CurationConfig, labels: dict[str, bool], column: str) -> tu
         scores += rows[column].to_pylist()
         marks += [labels[uid] for uid in rows["uid"].to_pylist()]
     if not scores:
-        raise ValueError(f"none of the {len(labels)} labelled uids has a {column} under {config.root}")
+        raise BadInput(f"none of the {len(labels)} labelled uids has a {column} under {config.root}")
     return np.array(scores, np.float64), np.array(marks, bool), len(labels) - len(scores)
 
 

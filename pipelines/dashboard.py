@@ -14,7 +14,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from curate.config_file import read_settings
-from pipelines.command import told_in_one_line
+from curate.config_help import About
+from pipelines.command import one_line
 from pipelines.dashboard_server import exported, open_elsewhere
 from pipelines.dashboard_server.answers import name_of, shown
 from pipelines.dashboard_server.app import application
@@ -22,12 +23,19 @@ from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.settings import DashboardConfig
 from pipelines.store import MissingTable, Root
 
+ABOUT = About(
+    command="python pipelines/dashboard.py",
+    example="python pipelines/dashboard.py --root runs/demo --port 8765",
+    reads="tables/, raw/ and train/ under the root, of an unfinished run too",
+    writes="nothing; labels/ under the root where you label; what --export and --parquet name",
+)
+
 
 def main() -> None:
     settings, _ = read_settings(
-        DashboardConfig, sys.argv[1:], prog="pipelines/dashboard.py", description=__doc__, section=_root_of
+        DashboardConfig, sys.argv[1:], prog="pipelines/dashboard.py", description=__doc__, section=_root_of, about=ABOUT
     )
-    with told_in_one_line("dashboard"):
+    with one_line("dashboard", "run it again"):
         index = open_index(settings, settings.root, settings.index)
         beside = {}
         for number, root in enumerate(settings.beside, start=1):

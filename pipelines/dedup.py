@@ -52,7 +52,8 @@ def dedup(runner: Runner) -> list[Report]:
     settings = shaping(config.dedup, "rows_per_block", "rows_per_group", "max_pairs")
     step = Step(table="duplicates", settings=settings, build=_build, spreads=True)
     report = runner.run(step, [whole] if features else [])
-    publish_entry(config, list(features))
+    if not runner.dry_run:
+        publish_entry(config, list(features))
     return [report]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curate.bad_input import BadInput
 from curate.config import CurationConfig, DedupConfig
 from curate.dedup.records import fixed_size
 from curate.dedup.relations import NONE, at_most
@@ -145,7 +146,7 @@ def _finite(rows: pa.Table, chosen: np.ndarray, source: Source) -> np.ndarray:
     broken = np.flatnonzero(~np.isfinite(embeddings_ND).all(axis=1))
     if len(broken):
         uid = rows["uid"][int(chosen[broken[0]])]
-        raise ValueError(f"{source.fragment}: the embedding of {uid} is not finite: embed it again")
+        raise BadInput(f"{source.fragment}: the embedding of {uid} is not finite: embed it again")
     return embeddings_ND
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate import sample
+from curate.bad_input import BadInput
 from curate.config import CurationConfig
 from pipelines.store import MissingColumn, Root, digest, fragments, manifest, parquet_bytes, table_file
 
@@ -87,7 +88,7 @@ def _model(config: CurationConfig) -> list[str]:
 
 def _check_model(config: CurationConfig, name: str, said: dict) -> None:
     if config.dedup.semantic_eps is not None and said["models"] != _model(config):
-        raise ValueError(
+        raise BadInput(
             f"dedup.index = {config.dedup.index!r}: entry {name} has embeddings by {said['models']}, this corpus by "
             f"{_model(config)}: embed with one model, or set dedup.semantic_eps: null"
         )
@@ -99,9 +100,9 @@ def read_index(file: str, columns: Sequence[str]) -> pa.Table:
     try:
         rows = Root(folder).read_table(name, [*columns, "sha256"])
     except FileNotFoundError as error:
-        raise ValueError(f"{file}: is gone: bring it back, or remove its folder from the index") from error
+        raise BadInput(f"{file}: is gone: bring it back, or remove its folder from the index") from error
     except MissingColumn as error:
-        raise ValueError(f"{file}: another version made it: run embed and dedup of its corpus again") from error
+        raise BadInput(f"{file}: another version made it: run embed and dedup of its corpus again") from error
     empty = pa.repeat("", len(rows))
     for name in ("source", "url", "caption"):
         rows = rows.append_column(name, empty)

@@ -13,15 +13,30 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from curate.command_line import told_in_one_line
+from curate.config_help import About, PlainParser
 from pipelines.demo_crawl import Origin, write_dump
 
 CONFIG = "pipelines/demo.yaml"
 ROOT = Path("runs/demo")
+ABOUT = About(
+    command="python pipelines/demo.py",
+    example="python pipelines/demo.py",
+    reads="photographs that scikit-image and scikit-learn carry",
+    writes="runs/demo/: tables, shards, trained networks, samples.png; it needs no GPU",
+)
 MOST_OF_FIRST_LOSS = 0.7
 """Training has learnt something where the validation loss falls to this share of the first one."""
 
 
 def main() -> None:
+    """Read the command line, then run the demo."""
+    PlainParser("pipelines/demo.py", str(__doc__), ABOUT).parse_args()
+    with told_in_one_line("pipelines/demo.py", "what is finished is kept: run the same command to go on"):
+        demo()
+
+
+def demo() -> None:
     """Run every command as one would type it."""
     os.chdir(Path(__file__).resolve().parents[1])
     started = time.monotonic()
@@ -39,11 +54,16 @@ def main() -> None:
 
 
 def run(title: str, *command: str) -> None:
-    """Run one command of the project with this Python; end with its code where it fails."""
+    """Run one command of the project with this Python; end where it fails. After Ctrl-C it may save first."""
     told(title, "python", *command)
-    done = subprocess.run([sys.executable, *command], check=False)
-    if done.returncode != 0:
-        sys.exit(f"demo: {title} ended with code {done.returncode}")
+    process = subprocess.Popen([sys.executable, *command])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    if code != 0:
+        sys.exit(f"demo: {title} ended with code {code}")
 
 
 def told(title: str, *command: str) -> None:

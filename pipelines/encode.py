@@ -21,7 +21,7 @@ if __name__ == "__main__":
 from curate.config import AutoencoderFit, CurationConfig
 from curate.tar import TarShard
 from pipelines.command import run_step
-from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
+from pipelines.runner import Fragment, Made, Report, Runner, Step, WouldMake, say, shaping
 from pipelines.store import Root, digest, fragments, scratch_file, table_file
 from schemas.column import with_model
 from schemas.latents import SCHEMA
@@ -36,7 +36,9 @@ def encode(runner: Runner) -> list[Report]:
         say("encode: encode.vae is null, training will encode online")
         return []
     shards = fragments(root, "shards")
-    if config.encode.fit is not None and shards:
+    if runner.dry_run and config.encode.fit is not None and not Root(config.encode.vae).exists("config.json"):
+        raise WouldMake("latents", len(shards), len(shards))
+    if config.encode.fit is not None and shards and not runner.dry_run:
         _fit_once(root, config.encode.vae, config.encode.fit, shards)
     said = _vae_facts(config.encode.vae) if shards else {}
     wanted = [
@@ -44,7 +46,8 @@ def encode(runner: Runner) -> list[Report]:
         for name, receipt in shards.items()
     ]
     report = runner.run(Step(table="latents", settings=shaping(config.encode, "batch_size"), build=_build), wanted)
-    root.write_json("latents/run.json", {**said, "variants": 2 if config.encode.flip else 1, "rows": report.rows})
+    if not runner.dry_run:
+        root.write_json("latents/run.json", {**said, "variants": 2 if config.encode.flip else 1, "rows": report.rows})
     return [report]
 
 

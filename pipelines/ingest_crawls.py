@@ -14,12 +14,13 @@ import fsspec
 import pyarrow as pa
 
 from curate import sample
+from curate.bad_input import BadInput
 from curate.config import CurationConfig, IngestConfig, WebSource
 from curate.crawl import download, lists
 from curate.crawl.retry import Tried, next_run_at_s
 from pipelines.crawl_report import Watch
 from pipelines.progress import Progress
-from pipelines.runner import Fragment, Made, Report, Runner, Step, say
+from pipelines.runner import Fragment, Made, Report, Runner, Step, WouldMake, say
 from pipelines.store import Root, digest, fragments, parquet_bytes, scratch_file, table_file
 from pipelines.taken_down import read_taken_down
 from schemas import samples, urls
@@ -30,7 +31,7 @@ LISTED = ("url", "caption", "license", "extra")
 NOT_ASKED = (sample.MISSING_URL, sample.LICENSE_REFUSED, sample.NOT_REQUESTED)
 
 
-class CrawlStopped(ValueError):
+class CrawlStopped(BadInput):
     """The alarm went off: what came in is kept, the rest is asked for by the next run."""
 
 
@@ -83,6 +84,8 @@ def fetch_crawls(runner: Runner, step: Step) -> tuple[Report, list[Fragment]]:
     chunks = [_with_rounds(runner, step, chunk) for chunk in _chunks(runner.root)]
     now_s = time.time()
     rows = {chunk: due for chunk in chunks if (due := _due(runner, chunk, now_s)) is not None}
+    if runner.dry_run and rows:
+        raise WouldMake(step.table, len(rows), len(chunks))
     stems, alarms = _download(runner, {chunk.fetches(chunk.rounds).name: due for chunk, due in rows.items()}, chunks)
     wanted = [chunk.fetches(number) for chunk in chunks for number in range(chunk.rounds + (chunk in rows))]
     wanted = [replace(f, arguments=(*f.arguments, stems.get(f.name))) for f in wanted]

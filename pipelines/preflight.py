@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from curate import blocklist
+from curate.bad_input import BadInput
 from curate.config import CurationConfig
 from curate.cut_offs import check as check_cut_offs
 from curate.heads import network_of
@@ -12,13 +15,16 @@ from curate.weights import path_of, registry
 from pipelines.store import Root
 
 
-def preflight(config: CurationConfig) -> None:
-    """Raise ValueError or MissingWeights for what would stop a later step."""
+def preflight(config: CurationConfig, steps: Sequence[str]) -> None:
+    """Raise BadInput or MissingWeights for what would stop one of these steps."""
+    for check, of in CHECKS.items():
+        if not of.isdisjoint(steps):
+            check(config)
+
+
+def check_selection(config: CurationConfig) -> None:
+    """Raise BadInput for a cut-off that nothing measures."""
     check_cut_offs(config.selection, config.score, config.dedup)
-    check_clip_weights(config)
-    check_head_weights(config)
-    check_vae(config)
-    check_lists(config)
 
 
 def check_clip_weights(config: CurationConfig) -> None:
@@ -35,7 +41,7 @@ def check_head_weights(config: CurationConfig) -> None:
         path_of(head.weights)
         wanted, given = network_of(head.weights).clip, config.embed.clip.weights
         if wanted != given:
-            raise ValueError(
+            raise BadInput(
                 f"score.heads.{head.column}.weights = {head.weights!r}: it reads embeddings of {wanted}, and "
                 f"embed.clip.weights = {given!r}: take another head, or embed.clip.weights: {wanted}"
             )
@@ -58,3 +64,13 @@ def check_vae(config: CurationConfig) -> None:
         path_of(vae)
     elif not Root(vae).exists("config.json"):
         raise FileNotFoundError(f"encode.vae = {vae}: neither a name in infra/weights.yaml nor a diffusers folder")
+
+
+CHECKS: dict[Callable[[CurationConfig], None], frozenset[str]] = {
+    check_selection: frozenset({"selection"}),
+    check_clip_weights: frozenset({"embed"}),
+    check_head_weights: frozenset({"score"}),
+    check_vae: frozenset({"encode"}),
+    check_lists: frozenset({"captions", "score"}),
+}
+"""By check: the steps that it is for."""

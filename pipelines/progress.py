@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -48,13 +49,21 @@ class Progress:
             self._bar.update(self._task, advance=1, rate=rate)
         elif now - self._said > LOG_EVERY_S:
             self._said = now
-            print(f"{self._name:<14} {self._done}/{self._total} fragments, {rate}", file=sys.stderr, flush=True)
+            left = time_left(now - self._started, self._done - self._already, self._total - self._done)
+            told = f"{self._name:<14} {self._done}/{self._total} fragments, {rate}, {left} left"
+            print(told, file=sys.stderr, flush=True)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Any, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         new = self._done - self._already
         seconds = time.monotonic() - self._started
         rate = f", {self._rows:,} rows in {seconds:.1f} s, {self._rows / max(seconds, 1e-9):,.0f} rows/s" if new else ""
+        ended = "" if kind is None else ", stopped"
         line = f"{self._name:<14} {self._done}/{self._total} fragments, {new} made, {self._already} already there{rate}"
-        print(line, file=sys.stderr, flush=True)
+        print(f"{line}{ended}", file=sys.stderr, flush=True)
+
+
+def time_left(seconds: float, done: int, left: int) -> str:
+    """Return the time for what is left as h:mm:ss, at the speed of what was done in `seconds`."""
+    return str(timedelta(seconds=round(seconds / done * left)))

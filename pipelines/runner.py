@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from curate.bad_input import BadInput
 from curate.config import CurationConfig
 from curate.config_file import as_dict
 from pipelines.progress import Progress
@@ -80,6 +81,20 @@ class Report:
     counts: dict[str, int]
 
 
+class WouldMake(Exception):
+    """Ends a dry run at the first step that has work to do: what follows depends on what it makes."""
+
+    def __init__(self, table: str, missing: int, wanted: int) -> None:
+        super().__init__(table, missing, wanted)
+        self.table, self.missing, self.wanted = table, missing, wanted
+
+    def __str__(self) -> str:
+        return (
+            f"{self.table:<14} would make {self.missing:,} of {self.wanted:,} fragments;"
+            " what follows it can be told once they are there"
+        )
+
+
 def shaping(settings: Any, *speed: str) -> dict[str, Any]:
     """Return the settings that shape a result, without those that only say how fast it is made."""
     return {name: value for name, value in as_dict(settings).items() if name not in speed}
@@ -88,9 +103,10 @@ def shaping(settings: Any, *speed: str) -> dict[str, Any]:
 class Runner:
     """One Ray session for a whole run, started when it is first needed."""
 
-    def __init__(self, config: CurationConfig) -> None:
+    def __init__(self, config: CurationConfig, dry_run: bool = False) -> None:
         self.config = config
         self.root = Root(config.root)
+        self.dry_run = dry_run
         self._ray: Any = None
 
     def __enter__(self) -> Runner:
@@ -101,19 +117,21 @@ class Runner:
             self._ray.shutdown()
 
     def run(self, step: Step, wanted: Sequence[Fragment]) -> Report:
-        """Make the fragments that are missing, then publish the table."""
+        """Make the fragments that are missing, then publish the table; raises WouldMake instead in a dry run."""
         started = time.monotonic()
         settings = as_dict(step.settings)
         keys = {fragment.name: digest([fragment.made_from, settings]) for fragment in wanted}
         receipts = self._receipts(step, wanted, keys)
         missing = [fragment for fragment in wanted if receipts[fragment.name] is None]
+        if self.dry_run and missing:
+            raise WouldMake(step.table, len(missing), len(wanted))
         with Progress(step.table, len(wanted), len(wanted) - len(missing)) as progress:
             for receipt in self._make(step, missing, keys):
                 receipts[receipt.fragment] = receipt
                 progress.advance(receipt.rows)
         done = [found for fragment in wanted if (found := receipts[fragment.name]) is not None]
         report = _report(step.table, done, len(missing), time.monotonic() - started)
-        if missing or not self._is_published(step.table, done):
+        if not self.dry_run and (missing or not self._is_published(step.table, done)):
             publish(self.root, step.table, done, self._provenance(step, settings, report))
         return report
 
@@ -263,7 +281,7 @@ def gpus_of_an_actor(step: Step, cluster_gpus: float, count: int) -> float:
         return 0
     wanted = count * step.gpus_per_actor
     if cluster_gpus < wanted:
-        raise ValueError(
+        raise BadInput(
             f"{step.table}: actors = {count}: with gpus_per_actor = {step.gpus_per_actor:g} they take {wanted:g} GPUs "
             f"and the cluster has {cluster_gpus:g}: set fewer actors, a smaller gpus_per_actor, or device: cpu"
         )

@@ -27,7 +27,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.tables import check_version
+from curate.bad_input import BadInput
+from schemas.tables import check_known, check_version, version_of
 
 MANIFEST = "_run.json"
 """The underscore keeps it out of the way of readers that open every file of a table's folder."""
@@ -43,6 +44,8 @@ class Receipt:
     rows: int
     files: dict[str, dict[str, Any]]
     counts: dict[str, int]
+    version: int | None = None
+    """Version of the table's schema; null where the table has none."""
     identity: str | None = None
     """The digest to keep where rows were taken out later: what was made from the fragment is still right."""
 
@@ -50,6 +53,7 @@ class Receipt:
     def digest(self) -> str:
         """Identity for what is made from this fragment; another attempt has another one."""
         said = asdict(self)
+        del said["version"]  # receipts of before had none, and what was made from them is still right
         return said.pop("identity") or digest(said)
 
 
@@ -189,7 +193,7 @@ class Root:
             self.fs.rm(self.path(relative), recursive=recursive)
 
 
-class MissingColumn(ValueError):
+class MissingColumn(BadInput):
     """A table was written without a column that is needed."""
 
 
@@ -271,7 +275,13 @@ def commit(
             root.write(relative, content)
             said[relative] = {"num_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     receipt = Receipt(
-        fragment=fragment, attempt=uuid.uuid4().hex, made_from=made_from, rows=rows, files=said, counts=counts
+        fragment=fragment,
+        attempt=uuid.uuid4().hex,
+        made_from=made_from,
+        rows=rows,
+        files=said,
+        counts=counts,
+        version=version_of(table),
     )
     root.write_json(_receipt_file(table, fragment), asdict(receipt))
     return receipt
@@ -306,9 +316,15 @@ def _file_sha256(path: Path) -> str:
 
 
 def find_receipt(root: Root, table: str, fragment: str, made_from: str) -> Receipt | None:
-    """Return the receipt of a finished fragment that was made from the same; None where it must be made."""
+    """Return the receipt of a finished fragment that was made from the same; None where it must be made.
+
+    Raises NewerTable where a newer version of the program made it.
+    """
     said = root.read_json(_receipt_file(table, fragment))
-    if said is None or said["made_from"] != made_from:
+    if said is None:
+        return None
+    check_known(table, said.get("version"), _receipt_file(table, fragment))
+    if said["made_from"] != made_from or said.get("version") not in (None, version_of(table)):
         return None
     if any(root.size(relative) != file["num_bytes"] for relative, file in said["files"].items()):
         return None

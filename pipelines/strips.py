@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from curate.bad_input import BadInput
 from curate.blocklist import lists_of
 from curate.config import CurationConfig
 from curate.image import UnreadableImage, decode
 from curate.strip import MAX_TILES, Tile, lines_under, strip, thumbnail
-from pipelines.command import read_curation, told_in_one_line
+from pipelines.command import one_line, read_curation
 from pipelines.store import Root, fragments, table_file
 from pipelines.taken_down import read_taken_down
 
@@ -39,7 +40,7 @@ def strips(config: CurationConfig, out: Root, largest: int, kind: str | None = N
     survivor, or a picture of an evaluation set.
     """
     if largest < 1:
-        raise ValueError(f"largest = {largest}: must be at least 1")
+        raise BadInput(f"largest = {largest}: must be at least 1")
     root = Root(config.root)
     fragments(root, "duplicates")  # raises MissingTable; its files are named as those of samples
     names = list(fragments(root, "samples"))
@@ -145,7 +146,7 @@ def _png(picture: Any) -> bytes:
 
 def main() -> None:
     config, flags = read_curation("strips", __doc__, sys.argv[1:], _flags)
-    with told_in_one_line("strips"):
+    with one_line("strips", "run it again"):
         found = False
         for line in strips(config, Root(flags.out), flags.largest, flags.kind):
             print(line)

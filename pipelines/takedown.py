@@ -9,6 +9,7 @@ A command that was killed is run again. Do not run it beside another step or a t
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,10 @@ import pyarrow.compute as pc
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from curate.bad_input import BadInput
 from curate.takedown import TakenDown, asked_for
 from curate.tar import TarShard, index_tar
-from pipelines.command import read_curation, told_in_one_line
+from pipelines.command import one_line, read_curation
 from pipelines.store import Receipt, Root, amend, manifest, parquet_bytes, read_receipt, scratch_file, table_file
 from pipelines.taken_down import read_taken_down, write_taken_down
 
@@ -173,17 +175,32 @@ def _in(column: pa.ChunkedArray, uids: frozenset[str]) -> pa.ChunkedArray:
 
 def main() -> None:
     config, flags = read_curation("takedown", __doc__, sys.argv[1:], _flags)
-    with told_in_one_line("takedown"):
+    with one_line("takedown", "the takedown is half done: run the same command again to end it"):
         if not (flags.uid or flags.url or flags.sha256):
-            raise ValueError("nothing to take down: give --uid, --url or --sha256")
+            raise BadInput("nothing to take down: give --uid, --url or --sha256")
         root, lines = Root(config.root), 0
         manifest(root, "samples")
-        for line in take_down(root, asked_for(flags.uid, flags.url, flags.sha256), flags.with_duplicates):
+        asked = asked_for(flags.uid, flags.url, flags.sha256)
+        if flags.dry_run:
+            _tell(root, asked, flags.json)
+            return
+        for line in take_down(root, asked, flags.with_duplicates):
             print(line)
             lines += 1
         print(
             "done; they stay away from later runs" if lines else "nothing of it was here; it stays away from later runs"
         )
+
+
+def _tell(root: Root, asked: TakenDown, as_json: bool) -> None:
+    """Print what would be removed, and remove nothing."""
+    found = _matching(root, read_taken_down(root) | asked)
+    duplicates = _duplicates(root, found) - found
+    if as_json:
+        print(json.dumps({"uids": sorted(found), "duplicates": sorted(duplicates)}))
+    else:
+        told = f"would remove {len(found):,} samples; {len(duplicates):,} more duplicate them"
+        print("\n".join([*sorted(found), told]))
 
 
 def _flags(parser) -> None:  # noqa: ANN001 - jsonargparse's parser
@@ -192,7 +209,11 @@ def _flags(parser) -> None:  # noqa: ANN001 - jsonargparse's parser
     parser.add_argument(
         "--sha256", type=str, nargs="+", default=[], help="SHA-256 of original files, 64 hex digits each"
     )
-    parser.add_argument("--with_duplicates", action="store_true", help="and the duplicates of these samples")
+    parser.add_argument(
+        "--with-duplicates", "--with_duplicates", action="store_true", help="and the duplicates of these samples"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say which samples would go, and remove nothing")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print the uids as JSON")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
 
+from curate.bad_input import BadInput
 from curate.config import require
 from curate.weights import path_of, registry
 
@@ -132,7 +133,7 @@ def check_latents(root: str, vae: AutoencoderKL) -> None:
         raise FileNotFoundError(f"{path}: {told}") from None
     for name, wanted in latent_facts(vae).items():
         if run.get(name) != wanted:
-            raise ValueError(
+            raise BadInput(
                 f"{root}/latents: {name} is {run.get(name)!r}, but the configured vae has {wanted!r};"
                 " encode the latents again (python pipelines/encode.py), or name the vae they were made with"
             )
@@ -176,7 +177,7 @@ def fit(batches: Iterable[torch.Tensor], settings: FitConfig) -> AutoencoderKL:
     """
     batches = [piece for batch_BCHW in batches for piece in batch_BCHW.split(settings.batch_size)]
     if not batches:
-        raise ValueError("fit: no pictures to fit the autoencoder on")
+        raise BadInput("fit: no pictures to fit the autoencoder on")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         vae = _fresh(settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import sys
@@ -15,12 +14,20 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from PIL import Image
 
+from curate.command_line import DONE, FAILED, told_in_one_line
+from curate.config_help import About, PlainParser
 from curate.tar import BLOCK, index_tar
 from train.index import Index, Sample, open_index
 from train.samples import all_finite, array_of
 from train.shards import BadSample, ShardReader
 
 PROG = "train.data"
+ABOUT = About(
+    command="python -m train.data",
+    example="python -m train.data --root runs/mine --check",
+    reads="the index, shards/ and latents/ under the root",
+    writes="nothing",
+)
 ROWS = 2000
 """Rows that a worker reads at a time."""
 SHOWN = 50
@@ -30,7 +37,7 @@ Fault = dict[str, Any]
 
 def main(argv: Sequence[str]) -> int:
     """Print each fault as a JSON line and a summary; exit code 1 where there is any, 2 where nothing could be read."""
-    parser = argparse.ArgumentParser(prog=PROG, description="Read every shard and index entry, report what is wrong.")
+    parser = PlainParser(PROG, "Read every shard and index entry, and report what is wrong as JSON lines.", ABOUT)
     parser.add_argument("--root", required=True, help="folder (fsspec URL) with shards/")
     parser.add_argument("--check", action="store_true", required=True, help="what to do; there is nothing else")
     parser.add_argument("--index", help="local folder with the index (default: <root>/index)")
@@ -38,11 +45,12 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     from train.index_build import index_folder, splits_of
 
-    try:
-        indexes = {split: open_index(index_folder(args.root, args.index, split)) for split in splits_of(args.root)}
-    except (ValueError, FileNotFoundError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
+    with told_in_one_line(PROG, "nothing was changed: run it again"):
+        splits = splits_of(args.root)
+        return _check(args, {split: open_index(index_folder(args.root, args.index, split)) for split in splits})
+
+
+def _check(args: Any, indexes: dict[str, Index]) -> int:
     total = 0
     for split, index in indexes.items():
         counts: Counter[str] = Counter()
@@ -52,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
                 print(json.dumps({"split": split, **fault}))
         print(json.dumps({"split": split, "rows": len(index), "faults": counts.total(), "by_reason": dict(counts)}))
         total += counts.total()
-    return 1 if total else 0
+    return FAILED if total else DONE
 
 
 def faults(root: str, split: str, index: Index, workers: int) -> Iterator[Fault]:

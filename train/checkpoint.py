@@ -20,6 +20,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from curate.bad_input import BadInput
 from train.ema import Ema
 from train.engine import Engine, World
 
@@ -27,7 +28,7 @@ POINTER, MANIFEST, STATE = "latest", "manifest.json", "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class BrokenCheckpoint(ValueError):
+class BrokenCheckpoint(BadInput):
     """A checkpoint lacks files or their contents differ from the manifest."""
 
 
@@ -126,7 +127,7 @@ def restore(checkpoint: Path, engine: Engine, ema: Ema) -> State:
     state = read_state(checkpoint)
     num_elements = sum(parameter.numel() for parameter in engine.unet.parameters())
     if state.num_elements != num_elements:
-        raise ValueError(f"{checkpoint}: {state.num_elements} parameters, but unet has {num_elements}")
+        raise BadInput(f"{checkpoint}: {state.num_elements} parameters, but unet has {num_elements}")
     size = engine.master.numel()
     start = engine.world.rank * size
     vectors = {name: read_range(checkpoint, name, start, size) for name in ("master", *MOMENTS, "ema")}

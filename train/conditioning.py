@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from curate.bad_input import BadInput
 from curate.clip import load_clip, tokenizer
 from train.config import TextTower
 
@@ -65,6 +66,6 @@ def _text_half(tower: TextTower) -> Any:
     """Load a CLIP and let go of its vision half."""
     model = load_clip(tower, "cpu")
     if not hasattr(model, "token_embedding"):
-        raise ValueError(f"text_towers: {tower.architecture!r} has no plain CLIP text tower")
+        raise BadInput(f"text_towers: {tower.architecture!r} has no plain CLIP text tower")
     model.visual = None
     return model

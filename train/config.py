@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from curate.bad_input import BadInput
 from curate.config import ClipSpec, require
 from train.watch import WatchConfig
 
@@ -154,7 +155,7 @@ class BatchConfig:
         product = world_size * self.samples_a_pass * self.grad_accumulation
         if product == self.global_batch:
             return
-        raise ValueError(
+        raise BadInput(
             f"batch: {world_size} ranks x micro_batch {self.micro_batch} x grad_accumulation {self.grad_accumulation}"
             f" = {product}, but global_batch = {self.global_batch}; {self._fix(world_size, product)}"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import signal
 import sys
 import threading
 from collections import Counter
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from curate.bad_input import BadInput
 from train.config import TrainConfig
 from train.index import Index, Sample
 from train.order import Order, Picks, rank_positions
@@ -37,7 +39,7 @@ BAD_RATE_SAMPLES = 10_000
 """Samples over which `max_bad_rate` is counted at least."""
 
 
-class TooManyBad(ValueError):
+class TooManyBad(BadInput):
     """More samples are missing, truncated or corrupt than the settings allow."""
 
 
@@ -313,6 +315,7 @@ def _forkserver() -> Any:
 def _one_thread(_worker: int) -> None:
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to workers, too: the trainer ends them
     cv2.setNumThreads(1)
 
 

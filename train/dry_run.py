@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -16,20 +18,35 @@ SHAPES = ((8, 1), (4, 2), (2, 4))
 """(micro-batch, gradient accumulation) on 256 GPUs."""
 
 
-def dry_run(config: TrainConfig) -> None:
+def dry_run(config: TrainConfig, as_json: bool = False) -> None:
     """Print everything that a person checks before paying for a run."""
+    told = what_would_run(config)
+    print(json.dumps(told) if as_json else "\n".join(lines(config, told)))
+
+
+def what_would_run(config: TrainConfig) -> dict[str, Any]:
+    """Return parameter counts, DeepSpeed's settings and the batch arithmetic."""
     batch = config.batch
     micro_batch = batch.micro_batch or max(1, batch.global_batch // batch.grad_accumulation)
     config = dataclasses.replace(config, batch=dataclasses.replace(batch, micro_batch=micro_batch))
-    print(f"{config.model} U-Net on the meta device")
-    for name, count in parameters_by_part(config).items():
-        print(f"  {name:<16} {count:>15,}")
-    print("DeepSpeed settings")
     world = World(rank=0, size=_world_size(config.batch), device=torch.device("cuda"))
-    print(json.dumps(deepspeed_settings(config, world), indent=2))
-    print(f"batch arithmetic for {GPUS} GPUs, global batch {config.batch.global_batch}")
-    for micro_batch, accumulation in SHAPES:
-        print(f"  {arithmetic(config.batch, micro_batch, accumulation)}")
+    return {
+        "model": config.model,
+        "parameters": parameters_by_part(config),
+        "deepspeed": deepspeed_settings(config, world),
+        "batch": [arithmetic(config.batch, micro_batch, accumulation) for micro_batch, accumulation in SHAPES],
+    }
+
+
+def lines(config: TrainConfig, told: dict[str, Any]) -> Iterator[str]:
+    """Yield the same for people."""
+    yield f"{config.model} U-Net on the meta device"
+    for name, count in told["parameters"].items():
+        yield f"  {name:<16} {count:>15,}"
+    yield "DeepSpeed settings"
+    yield json.dumps(told["deepspeed"], indent=2)
+    yield f"batch arithmetic for {GPUS} GPUs, global batch {config.batch.global_batch}"
+    yield from (f"  {line}" for line in told["batch"])
 
 
 def parameters_by_part(config: TrainConfig) -> dict[str, int]:

@@ -9,25 +9,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curate.config_file import stop
+from curate.command_line import DONE, FAILED, stop, told_in_one_line
+from curate.config_help import About
 from train.config import TIME_IDS, TrainConfig
 from train.recipes import RECIPES
 from train.settings import read_train_settings
 
 PROG = "train.export"
+ABOUT = About(
+    command="python -m train.export",
+    example="python -m train.export --config darkroom.yaml",
+    reads="<root>/train/base/unet_ema/ and refiner/unet_ema/, the autoencoder and the text towers",
+    writes="<root>/export/base/ and refiner/, each loaded back and compared first",
+)
 TEXT_TOLERANCE = 1e-4
 
 
 def main(argv: Sequence[str]) -> int:
     """Export every network that was trained; exit code 1 where a loaded folder computes something else."""
     settings = {
-        model: read_train_settings(model, argv, prog=PROG, description="Export diffusers folders.")[0]
+        model: read_train_settings(model, argv, prog=PROG, description="Export diffusers folders.", about=ABOUT)[0]
         for model in RECIPES
     }
     trained = {model: config for model, config in settings.items() if (trained_unet(config) / "config.json").exists()}
     if not trained:
         stop(PROG, f"nothing to export: no {trained_unet(settings['base'])}; train first (python -m train.run base)")
-    return 0 if all([export(config) for config in trained.values()]) else 1
+    with told_in_one_line(PROG, "the folders of before are untouched: run it again"):
+        return DONE if all([export(config) for config in trained.values()]) else FAILED
 
 
 def export(config: TrainConfig) -> bool:

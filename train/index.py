@@ -9,7 +9,6 @@ last, `index.json`. A process holds the groups only, so its memory does not grow
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import functools
 import json
@@ -23,10 +22,19 @@ from pathlib import Path
 
 import numpy as np
 
+from curate.bad_input import BadInput
+from curate.command_line import DONE, told_in_one_line
+from curate.config_help import About, PlainParser
 from train.order import Group, repeats_of
 
 VERSION = 1
 PROG = "train.index"
+ABOUT = About(
+    command="python -m train.index",
+    example="python -m train.index --root runs/mine --weight 'weight * 2'",
+    reads="tables/shards and tables/latents under the root, or the tars themselves where there are none",
+    writes="<root>/index/<split>/, or --index for a remote root",
+)
 ROW = np.dtype(
     [
         ("uid", "V16"),
@@ -197,7 +205,7 @@ class Index:
     def require_aesthetic(self) -> None:
         """Raise ValueError where a row lacks the score that the refiner is conditioned on."""
         if self.missing_aesthetic:
-            raise ValueError(
+            raise BadInput(
                 f"{self.folder}: {self.missing_aesthetic} samples lack the aesthetic score; run the score step"
                 " (python pipelines/score.py), export again, and build the index again"
             )
@@ -210,14 +218,14 @@ def open_index(folder: str | Path) -> Index:
         raise FileNotFoundError(f"{path}: no index there; build it with python -m {PROG} --root ROOT")
     said = json.loads(path.read_text())
     if said["version"] != VERSION:
-        raise ValueError(f"{path}: version = {said['version']}: this code reads {VERSION}; build the index again")
+        raise BadInput(f"{path}: version = {said['version']}: this code reads {VERSION}; build the index again")
     groups = tuple(IndexGroup(**(group | {"bucket_hw": tuple(group["bucket_hw"])})) for group in said["groups"])
     index = Index(
         folder=str(folder), groups=groups, **{name: said[name] for name in said if name not in ("version", "groups")}
     )
     expected, found = len(index) * ROW.itemsize, (Path(folder) / "rows.bin").stat().st_size
     if found != expected:
-        raise ValueError(f"{folder}/rows.bin: {found} bytes, {expected} expected; build the index again")
+        raise BadInput(f"{folder}/rows.bin: {found} bytes, {expected} expected; build the index again")
     return index
 
 
@@ -229,7 +237,7 @@ def _shard_name(path: str, digest: str, length: int, number: int) -> str:
 def _pread(path: str, digest: str, offset: int, num_bytes: int) -> bytes:
     data = os.pread(_descriptor(path, digest), num_bytes, offset)
     if len(data) != num_bytes:
-        raise ValueError(f"{path}: {len(data)} bytes at {offset}, {num_bytes} expected; build the index again")
+        raise BadInput(f"{path}: {len(data)} bytes at {offset}, {num_bytes} expected; build the index again")
     return data
 
 
@@ -243,25 +251,25 @@ def main(argv: Sequence[str]) -> int:
     """Build the index of every split."""
     from train.index_build import DEFAULT_WEIGHT, IndexOf, build_index, index_folder, splits_of
 
-    parser = argparse.ArgumentParser(prog=PROG, description="Index the shards of a root for training.")
+    parser = PlainParser(PROG, "Index the shards of a root for training; train.run does it by itself.", ABOUT)
     parser.add_argument(
         "--root", required=True, help="folder (fsspec URL) with shards/ and, from the curation, tables/"
     )
     parser.add_argument("--index", help="local folder for the index (default: <root>/index)")
     parser.add_argument("--weight", default=DEFAULT_WEIGHT, help="sampling weight as SQL on the shards table's columns")
     parser.add_argument("--resolution_px", type=int, default=1024, help="aspect buckets of pictures that name none")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a split")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line(PROG, "nothing is half done: run it again"):
         for split in splits_of(args.root):
             folder = index_folder(args.root, args.index, split)
             what = IndexOf(root=args.root, split=split, weight=args.weight, resolution_px=args.resolution_px)
             build_index(what, folder)
             index = open_index(folder)
-            print(f"{folder}: {len(index)} rows in {len(index.groups)} groups, {index.left_out} of weight 0 left out")
-    except (ValueError, FileNotFoundError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    return 0
+            said = {"folder": str(folder), "rows": len(index), "groups": len(index.groups), "left_out": index.left_out}
+            told = "{folder}: {rows} rows in {groups} groups, {left_out} of weight 0 left out".format(**said)
+            print(json.dumps(said) if args.json else told)
+    return DONE
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from curate.bad_input import BadInput
 from train.index import ROW, VERSION, open_index
 from train.index_rows import Plan, lay_fragment, plan_index, survey_fragment
 
@@ -80,7 +81,7 @@ class IndexOf:
 def index_folder(root: str, index: str | None, split: str) -> Path:
     """Return where the index of a split lies; raises ValueError where the root is remote and no folder is named."""
     if index is None and "://" in root:
-        raise ValueError(f"index = None: the root {root} is remote; name a local folder for the index")
+        raise BadInput(f"index = None: the root {root} is remote; name a local folder for the index")
     return Path(index or f"{root}/index") / split
 
 

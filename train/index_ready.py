@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from curate.bad_input import BadInput
 from train.index import Index, open_index
 from train.index_build import IndexOf, build_index, is_current
 
@@ -37,7 +38,7 @@ def ready_index(
     """
     news = _build(what, folder, say, heartbeat_s) if rank == 0 else _listen()
     if news.error is not None:
-        raise ValueError(news.error)
+        raise BadInput(news.error)
     return open_index(folder)
 
 

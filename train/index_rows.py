@@ -13,6 +13,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from curate.bad_input import BadInput
 from train.index import ROW
 
 MAX_GROUPS = 4096
@@ -113,7 +114,7 @@ def plan_index(surveys: Sequence[Survey], weight: str) -> Plan:
         for key, count in survey.counts.items():
             unsorted[key] = unsorted.get(key, 0) + count
     if len(unsorted) > MAX_GROUPS:
-        raise ValueError(f"weight = {weight!r}: more than {MAX_GROUPS} groups of bucket, source and weight; round it")
+        raise BadInput(f"weight = {weight!r}: more than {MAX_GROUPS} groups of bucket, source and weight; round it")
     numbers: dict[str, int] = {}
     for survey in surveys:
         for name in survey.shards:
@@ -176,10 +177,10 @@ def weighted(table: pa.Table, weight: str) -> pa.Table:
             relation = database.sql(f"SELECT CAST(({weight}) AS DOUBLE) AS {SAMPLING_WEIGHT} FROM fragment")
             column = relation.to_arrow_table().column(SAMPLING_WEIGHT).fill_null(0.0)
         except duckdb.Error as error:
-            raise ValueError(f"weight = {weight!r}: {str(error).splitlines()[0]}") from error
+            raise BadInput(f"weight = {weight!r}: {str(error).splitlines()[0]}") from error
     values = column.to_numpy()
     if not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError(f"weight = {weight!r}: gives values below 0 or infinite; a weight is 0 or more")
+        raise BadInput(f"weight = {weight!r}: gives values below 0 or infinite; a weight is 0 or more")
     rows = table.append_column(SAMPLING_WEIGHT, column)
     return rows if (values > 0).all() else rows.filter(pa.array(values > 0))
 
@@ -254,7 +255,7 @@ def _uids(column: pa.ChunkedArray) -> np.ndarray:
     letters = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[: offsets[-1]]
     nibbles = _nibble_of()[letters]
     if (np.diff(offsets) != 32).any() or (nibbles == NO_NIBBLE).any():
-        raise ValueError("tables/shards: a uid is not 32 hex characters; run the export step again")
+        raise BadInput("tables/shards: a uid is not 32 hex characters; run the export step again")
     return (nibbles[::2] << 4 | nibbles[1::2]).reshape(-1, 16)
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import pyarrow as pa
 
+from curate.bad_input import BadInput
 from curate.buckets import ladder, nearest
 from curate.image import UnreadableImage, read_header
 from curate.resize import enlargement
@@ -59,7 +60,7 @@ def _rows(file: BinaryIO, num_bytes: int, shard: str, split: str, resolution_px:
     samples: dict[str, dict[str, TarMember]] = {}
     for member in index_tar(file, num_bytes):
         if member.status is not None:
-            raise ValueError(f"{shard}: {member.name or 'the archive'}: {member.error}; mend or remove the shard")
+            raise BadInput(f"{shard}: {member.name or 'the archive'}: {member.error}; mend or remove the shard")
         path = PurePosixPath(member.name)
         samples.setdefault(str(path.with_suffix("")), {})[path.suffix.lower()] = member
     rows = []
@@ -101,7 +102,7 @@ def _fitted(file: BinaryIO, shard: str, picture: TarMember, resolution_px: int) 
     try:
         header = read_header(_bytes(file, picture))
     except UnreadableImage as error:
-        raise ValueError(f"{shard}: {picture.name}: {error}; mend or remove the sample") from error
+        raise BadInput(f"{shard}: {picture.name}: {error}; mend or remove the sample") from error
     bucket = nearest(header.height_px, header.width_px, ladder(resolution_px))
     factor = enlargement(header.height_px, header.width_px, bucket)
     return {

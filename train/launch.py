@@ -10,15 +10,21 @@ import sys
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 
+from curate.bad_input import BadInput
+from curate.command_line import INTERRUPTED
+
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
 def run_ranks(module: str, argv: Sequence[str], ranks: int) -> int:
     """Run `python -m module argv` once for each rank, pass SIGTERM on, and return the first bad exit code or 0.
 
+    After Ctrl-C the ranks save and it returns 130; a second Ctrl-C kills them.
+
     Unlike torchrun this gives the ranks all the time they need to save after SIGTERM, and imports no torch.
     """
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not end the ranks' loader processes
     children = [
         subprocess.Popen(
             [sys.executable, "-m", module, *argv],
@@ -26,9 +32,20 @@ def run_ranks(module: str, argv: Sequence[str], ranks: int) -> int:
         )
         for rank in range(ranks)
     ]
+    asked: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        again = signal.SIGINT in asked and number == signal.SIGINT
+        asked.append(number)
+        if number == signal.SIGINT:
+            told = "stopped at once" if again else "saving after this step; Ctrl-C again ends it without"
+            print(f"{module}: {told}", file=sys.stderr, flush=True)
+        _terminate(children, signal.SIGKILL if again else signal.SIGTERM)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: _terminate(children))
-    return _wait(children)
+        signal.signal(number, pass_on)
+    code = _wait(children)
+    return INTERRUPTED if signal.SIGINT in asked else code
 
 
 def adopt_launcher(environ: MutableMapping[str, str]) -> bool:
@@ -73,5 +90,5 @@ def _first_host(environ: Mapping[str, str]) -> str:
         return nodes.split(",")[0]
     answer = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
     if answer.returncode:
-        raise ValueError(f"MASTER_ADDR is not set and scontrol cannot expand {nodes!r}; export MASTER_ADDR")
+        raise BadInput(f"MASTER_ADDR is not set and scontrol cannot expand {nodes!r}; export MASTER_ADDR")
     return answer.stdout.split()[0]

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from curate.bad_input import BadInput
 from train import checkpoint
 from train.config import OptimizerConfig, TrainConfig
 from train.data import Loader, dropped
@@ -47,7 +48,7 @@ class LossSpike(RuntimeError):
 
 
 def train(config: TrainConfig, resume: str = "auto") -> None:
-    """Train from the newest checkpoint (or from scratch) to the last step, or until SIGTERM."""
+    """Train from the newest checkpoint (or from scratch) to the last step, or until SIGTERM or Ctrl-C."""
     # World
     world = start_world()
     config.batch.check(world.size)
@@ -61,7 +62,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     # Data
     train_index = _index(config, "train", world, report)
     if not len(train_index):
-        raise ValueError(f"{config.root}/shards: no samples in the split train; run the export step")
+        raise BadInput(f"{config.root}/shards: no samples in the split train; run the export step")
     frozen = Frozen(config, world.device)
     source = frozen.source(train_index)
     check_sizes(train_index, source)
@@ -152,7 +153,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     # End
     watchdog.off()
     if stopped and step < config.steps:
-        report.say(f"stopped by SIGTERM after step {step}; the same command continues from {saved}")
+        report.say(f"stopped after step {step}; the same command continues from {saved}")
     else:
         record["val_loss_after"] = _validate(engine, ema, validation, objective)
         _export_ema(config, engine, ema, folder / "unet_ema")
@@ -213,9 +214,11 @@ class Clock:
 
 
 def _on_sigterm() -> Any:
-    """Return a function that says whether SIGTERM has arrived; the step in progress is finished first."""
+    """Return a function that says whether SIGTERM or SIGINT has arrived; the step in progress is finished first."""
     arrived: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _frame: arrived.append(number))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # train.launch takes Ctrl-C itself and sends SIGTERM
+            signal.signal(number, lambda number, _frame: arrived.append(number))
     return lambda: bool(arrived)
 
 
@@ -253,7 +256,7 @@ def _bad_samples(loader: Loader, world: World, report: Report) -> dict[str, int]
 def _agree_on_checkpoint(folder: Path, resume: str, world: World) -> Path | None:
     """Let rank 0 verify and choose, so that all ranks continue from the same one."""
     if resume == "none" and any(folder.glob("step-*")):
-        raise ValueError(f"--resume none: {folder} holds checkpoints; move them away, or set train.<model>.out")
+        raise BadInput(f"--resume none: {folder} holds checkpoints; move them away, or set train.<model>.out")
     chosen: list[Path | None] = [checkpoint.find(folder, resume) if world.rank == 0 else None]
     dist.broadcast_object_list(chosen, src=0)
     return chosen[0]

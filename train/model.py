@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import safe_open
 from torch import nn
 
+from curate.bad_input import BadInput
 from train.config import TIME_IDS, TrainConfig
 
 ORIGINAL_PREFIX = "model.diffusion_model."
@@ -126,7 +127,7 @@ def start_from(config: TrainConfig, path: str) -> UNet2DConditionModel:
         if name not in wanted or name not in found or wanted[name].shape != found[name].shape
     )
     if names:
-        raise ValueError(f"init_from = {path!r}: {len(names)} parameters differ from unet, first {names[0]}")
+        raise BadInput(f"init_from = {path!r}: {len(names)} parameters differ from unet, first {names[0]}")
     unet.load_state_dict({name: tensor.float() for name, tensor in found.items()})
     return unet
 
@@ -141,10 +142,10 @@ def _diffusers_folder(path: str) -> dict[str, torch.Tensor]:
 def _single_file(config: TrainConfig, path: str) -> dict[str, torch.Tensor]:
     """Return the U-Net of a checkpoint in the layout of the original code, under diffusers' names."""
     if Path(path).suffix != ".safetensors":
-        raise ValueError(f"init_from = {path!r}: a pickle runs code when it is read; convert it to .safetensors")
+        raise BadInput(f"init_from = {path!r}: a pickle runs code when it is read; convert it to .safetensors")
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(ORIGINAL_PREFIX)]  # noqa: SIM118
         if not names:
-            raise ValueError(f"init_from = {path!r}: no weights named {ORIGINAL_PREFIX}*; is it an SDXL checkpoint?")
+            raise BadInput(f"init_from = {path!r}: no weights named {ORIGINAL_PREFIX}*; is it an SDXL checkpoint?")
         original = {name: file.get_tensor(name) for name in names}
     return convert_ldm_unet_checkpoint(original, unet_arguments(config))

@@ -16,6 +16,7 @@ from math import floor
 
 import numpy as np
 
+from curate.bad_input import BadInput
 from train.permutation import key, permute
 
 _PIECES, _SAMPLES, _ROTATION, _BUCKETS = 1, 2, 3, 4
@@ -227,7 +228,7 @@ def repeats_of(counts: dict[str, int], shares: dict[str, float] | None) -> dict[
     if shares is None:
         return {source: Fraction(1) for source in counts}
     if set(shares) != set(counts):
-        raise ValueError(
+        raise BadInput(
             f"order.mixing = {shares!r}: the data has the sources {', '.join(sorted(counts))}; give each a share"
         )
     exact = {source: Fraction(str(share)) for source, share in shares.items()}

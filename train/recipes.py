@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from curate.bad_input import BadInput
 from train.config import ObjectiveConfig, TextTower, TrainConfig, UNetConfig
 
 CLIP_L = TextTower(architecture="ViT-L-14-quickgelu", weights="clip_vit_l14_openai", padding="end_of_text")
@@ -57,7 +58,7 @@ def staged(config: TrainConfig, stage_px: int) -> TrainConfig:
     shards of a stage are exported at its resolution, into a root of their own.
     """
     if stage_px not in STAGES_STEPS:
-        raise ValueError(f"stage = {stage_px}: must be one of {', '.join(str(px) for px in STAGES_STEPS)}")
+        raise BadInput(f"stage = {stage_px}: must be one of {', '.join(str(px) for px in STAGES_STEPS)}")
     return replace(
         config,
         unet=replace(config.unet, sample_size=stage_px // 8),

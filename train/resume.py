@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from curate.bad_input import BadInput
 from train.checkpoint import State
 from train.config import TrainConfig
 
@@ -43,7 +44,7 @@ def check_same_run(path: Path, state: State, config: TrainConfig, index_digest: 
         )
     if differing:
         fix = "set it back, or start a new run in another folder (out)"
-        raise ValueError(f"{path}: cannot continue: {'; '.join(differing)}; {fix}")
+        raise BadInput(f"{path}: cannot continue: {'; '.join(differing)}; {fix}")
 
 
 def _at(settings: dict[str, Any], key: str) -> Any:

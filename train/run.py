@@ -8,17 +8,34 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curate.config_file import stop
+from curate.command_line import DONE, EXIT_CODES, stop, told_in_one_line
+from curate.config_help import About
 from train.config import TrainConfig
 from train.launch import adopt_launcher, run_ranks
 from train.recipes import RECIPES
 from train.settings import read_train_settings
 
 PROG = "train.run"
+GO_ON = "the same command goes on from the newest checkpoint"
+USAGE = f"""usage: python -m train.run base|refiner [--config FILE]... [--SETTING VALUE]...
+
+Train one of SDXL's two networks under DeepSpeed, on this machine's GPUs or as a rank of a launcher.
+Ctrl-C and SIGTERM save after the step in progress; the same command goes on from there.
+
+reads    shards/ and latents/ under the root, as the curation writes them
+writes   <root>/train/<network>/: checkpoints/, metrics.jsonl, tensorboard/, unet_ema/, run.json
+example  python -m train.run base --dry-run
+
+python -m train.run base --help shows the flags.
+{EXIT_CODES}
+"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Read and check the settings, then start the ranks, be one of them, or print the dry run."""
+    if argv and argv[0] in ("-h", "--help", "--help-all"):
+        print(USAGE, end="")
+        return DONE
     if not argv or argv[0] not in RECIPES:
         stop(PROG, f"first say which network: {' or '.join(RECIPES)}, as in python -m train.run base")
     model, flags = argv[0], list(argv[1:])
@@ -30,39 +47,52 @@ def main(argv: Sequence[str]) -> int:
         description=f"Train the {model}.",
         add_flags=_flags,
         root="." if dry_run else None,
+        about=_about(model),
     )
-    if dry_run:
-        from train.dry_run import dry_run as show
+    with told_in_one_line(PROG, GO_ON):
+        return _train(config, extra, argv)
 
-        show(config)
-        return 0
-    try:
-        config.check_runnable()
-        launched = adopt_launcher(os.environ)
-        ranks = int(os.environ["WORLD_SIZE"]) if launched else _ranks(config)
-        config = dataclasses.replace(config, batch=config.batch.for_ranks(ranks))
-    except ValueError as error:
-        stop(PROG, str(error))
+
+def _train(config: TrainConfig, extra: Any, argv: Sequence[str]) -> int:
+    """Print the dry run, start the ranks, or be one of them."""
+    if extra.dry_run:
+        from train.dry_run import dry_run
+
+        dry_run(config, extra.json)
+        return DONE
+    config.check_runnable()
+    launched = adopt_launcher(os.environ)
+    ranks = int(os.environ["WORLD_SIZE"]) if launched else _ranks(config)
+    config = dataclasses.replace(config, batch=config.batch.for_ranks(ranks))
     if not launched:
         return run_ranks("train.run", argv, ranks)
     return _be_a_rank(config, extra.resume)
 
 
 def _be_a_rank(config: TrainConfig, resume: str) -> int:
-    """Train; an input that is missing or does not fit is one line, not a traceback."""
-    from curate.weights import MissingWeights
+    """Train; an input that is missing or does not fit is one line that names the rank."""
     from train.loop import train
 
-    try:
+    rank = int(os.environ["RANK"])
+    with told_in_one_line(PROG if rank == 0 else f"{PROG}, rank {rank}", GO_ON):
         train(config, resume)
-    except (ValueError, FileNotFoundError, MissingWeights) as error:
-        rank = int(os.environ["RANK"])
-        stop(PROG if rank == 0 else f"{PROG}, rank {rank}", str(error))
-    return 0
+    return DONE
+
+
+def _about(model: str) -> About:
+    command = f"python -m train.run {model}"
+    return About(
+        command=command,
+        example=f"{command} --batch.global_batch 64 --batch.micro_batch 8 --batch.grad_accumulation 1",
+        reads=f"shards/ and latents/ under the root; train.{model} of the file",
+        writes=f"<root>/train/{model}/: checkpoints/, metrics.jsonl, tensorboard/, unet_ema/, run.json",
+        sections=("batch", "optimizer"),
+    )
 
 
 def _flags(parser: Any) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="build the networks without memory, print, and exit")
+    parser.add_argument("--dry-run", action="store_true", help="count the parameters without memory, print, and exit")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print it as JSON")
     parser.add_argument("--resume", default="auto", help="auto (newest whole checkpoint), none, or a checkpoint folder")
 
 

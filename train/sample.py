@@ -13,14 +13,23 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from curate.bad_input import BadInput
+from curate.command_line import DONE, stop, told_in_one_line
 from curate.config import require
-from curate.config_file import read_settings, stop
+from curate.config_file import read_settings
+from curate.config_help import About
 from train.config import TrainConfig
 from train.export import export_folder
 from train.recipes import RECIPES
 from train.settings import read_train_settings, section
 
 PROG = "train.sample"
+ABOUT = About(
+    command="python -m train.sample",
+    example="python -m train.sample --prompts prompts.txt --guidance 7 --out grid.png",
+    reads="<root>/export/base/ and refiner/; captions of the index without --prompts",
+    writes="<root>/samples.png",
+)
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 CAPTION_LINE_PX, CAPTION_LINES = 12, 3
 CAPTION_ROWS = 10_000
@@ -58,24 +67,22 @@ class SampleConfig:
 def main(argv: Sequence[str]) -> int:
     """Read the settings, draw the pictures, write the grid."""
     settings, flags = read_settings(
-        SampleConfig, argv, prog=PROG, description="Draw a grid of pictures.", section=_root_of
+        SampleConfig, argv, prog=PROG, description="Draw a grid of pictures.", section=_root_of, about=ABOUT
     )
-    file = ["--config", flags.config] if flags.config else []
+    file = [word for path in flags.config or [] for word in ("--config", path)]
     base, refiner = (
         read_train_settings(model, [*file, "--root", settings.root], prog=PROG, description="")[0] for model in RECIPES
     )
     if not export_folder(base).exists():
         stop(PROG, f"no {export_folder(base)}: run python -m train.export first")
-    try:
+    with told_in_one_line(PROG, "nothing was written: run it again"):
         prompts = read_prompts(settings, base.index_parent)
-    except (OSError, ValueError) as error:
-        stop(PROG, str(error))
-    images = draw(base, refiner, prompts, settings)
-    out = Path(settings.out or f"{settings.root}/samples.png")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, prompts).save(out)
-    print(f"{len(images)} pictures: {out}{_untrained_note(base)}")
-    return 0
+        images = draw(base, refiner, prompts, settings)
+        out = Path(settings.out or f"{settings.root}/samples.png")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        grid(images, prompts).save(out)
+        print(f"{len(images)} pictures: {out}{_untrained_note(base)}")
+    return DONE
 
 
 def draw(base: TrainConfig, refiner: TrainConfig, prompts: list[str], settings: SampleConfig) -> list[Image.Image]:
@@ -128,7 +135,7 @@ def read_prompts(settings: SampleConfig, index_parent: str) -> list[str]:
     if settings.prompts is not None:
         lines = [line.strip() for line in Path(settings.prompts).read_text().splitlines() if line.strip()]
         if not lines:
-            raise ValueError(f"prompts = {settings.prompts}: no prompts in it")
+            raise BadInput(f"prompts = {settings.prompts}: no prompts in it")
         return lines
     from train.index import open_index
 

@@ -17,6 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from curate.bad_input import BadInput
 from train.config import AugmentConfig, TrainConfig
 from train.index import Index, Member, Sample
 from train.micro_conditioning import mirrored_crop_left_px, time_ids
@@ -140,7 +141,7 @@ class LatentSource:
         """Fill the array with the moments; raises ValueError where the variant was not encoded."""
         member = sample.latents[int(flipped)]
         if member is None:
-            raise ValueError(
+            raise BadInput(
                 f"tables/latents: no variant {int(flipped)} of sample {sample.uid};"
                 " encode with flip, or set augment.flip_prob to 0"
             )
@@ -253,7 +254,7 @@ def check_sizes(index: Index, source: Source) -> None:
             )
         except WrongSize as error:
             told = "encode the latents again (python pipelines/encode.py), or set unet.latent_channels"
-            raise ValueError(f"latents of another size: {error}; {told}") from error
+            raise BadInput(f"latents of another size: {error}; {told}") from error
         except BadSample:
             continue  # counted when it is read for training
 

@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from curate.command_line import stop
 from curate.config import CurationConfig
-from curate.config_file import read_settings, stop
+from curate.config_file import read_settings
+from curate.config_help import About
+from curate.config_keys import did_you_mean, refuse, unknown_keys
 from train.config import TrainConfig
 from train.recipes import RECIPES, STAGES_STEPS, staged
 
@@ -20,11 +23,18 @@ def read_train_settings(
     description: str,
     add_flags: Callable[[Any], None] | None = None,
     root: str | None = None,
+    about: About | None = None,
 ) -> tuple[TrainConfig, Any]:
     """Return the recipe of `model`, or its `--stage`, with the file's `train.<model>` and the flags over it."""
     stage_px, words = _stage(argv, prog)
     recipe = RECIPES[model]() if stage_px is None else staged(RECIPES[model](), stage_px)
     recipe = dataclasses.replace(recipe, root=root)
+
+    def flags(parser: Any) -> None:
+        parser.add_argument("--stage", choices=list(map(str, STAGES_STEPS)), help="settings of this stage, in px")
+        if add_flags is not None:
+            add_flags(parser)
+
     return read_settings(
         TrainConfig,
         words,
@@ -32,7 +42,8 @@ def read_train_settings(
         description=description,
         section=lambda document: section(document, model),
         default=recipe,
-        add_flags=add_flags,
+        add_flags=flags,
+        about=about,
     )
 
 
@@ -55,12 +66,11 @@ def section(document: dict[str, Any], model: str) -> dict[str, Any]:
     train = document.get("train") or {}
     _refuse_unknown("train.", train, set(RECIPES))
     mine = train.get(model) or {}
-    _refuse_unknown(f"train.{model}.", mine, {field.name for field in dataclasses.fields(TrainConfig)})
+    refuse(unknown_keys(TrainConfig, mine, f"train.{model}."))
     return {"root": document.get("root")} | mine
 
 
 def _refuse_unknown(prefix: str, document: dict[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(document) - known)
-    if unknown:
-        names = ", ".join(f"{prefix}{name}" for name in unknown)
-        raise ValueError(f"unknown key {names}; known here: {', '.join(sorted(known))}")
+    names = {f"{prefix}{name}" for name in known}
+    lines = [f"unknown key {prefix}{name}{did_you_mean(f'{prefix}{name}', names)}" for name in document]
+    refuse(line for line, name in zip(lines, document, strict=True) if name not in known)

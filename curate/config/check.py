@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from curate.bad_input import BadInput
+
 
 def require(condition: bool, field_name: str, value: object, fix: str) -> None:
-    """Raise ValueError with one line that names field, value and fix."""
+    """Raise BadInput with one line that names field, value and fix."""
     if not condition:
-        raise ValueError(f"{field_name} = {value!r}: {fix}")
+        raise BadInput(f"{field_name} = {value!r}: {fix}")

@@ -16,7 +16,7 @@ from curate.config.selection import SelectionConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
-    """The engine."""
+    """Where Ray runs, and how much of the machine it takes."""
 
     address: str | None = None
     """Cluster to join; null joins the job's own cluster, or starts one on this machine."""
@@ -33,9 +33,9 @@ class CurationConfig:
     root: str
     """Folder (fsspec URL) under which every output goes."""
     web: tuple[WebSource, ...] = ()
-    """Crawls."""
+    """Crawls: lists of URLs, such as [{name: crawl, url_list: "lists/*.parquet"}]."""
     dumps: tuple[DumpSource, ...] = ()
-    """Dumps."""
+    """Folders and archives that are here, such as [{name: archive, folder: pictures, captions: captions.jsonl}]."""
     ingest: IngestConfig = field(default_factory=IngestConfig)
     """Ingest."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)

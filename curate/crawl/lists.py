@@ -6,11 +6,13 @@ import glob
 import posixpath
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import duckdb
 import fsspec
 import pyarrow as pa
 
+from curate.bad_input import BadInput
 from curate.config import WebSource
 from curate.sample import sample_uid
 
@@ -33,7 +35,7 @@ def list_files(source: WebSource) -> list[str]:
     fs, pattern = fsspec.core.url_to_fs(source.url_list)
     found = sorted(fs.glob(pattern)) if glob.has_magic(pattern) else [pattern] * fs.exists(pattern)
     if not found:
-        raise ValueError(f"web.{source.name}.url_list = {source.url_list}: no such file")
+        raise BadInput(f"web.{source.name}.url_list = {source.url_list}: no such file")
     return [fs.unstrip_protocol(path) for path in found]
 
 
@@ -48,10 +50,21 @@ def read_lists(source: WebSource, files: list[str], rows_per_chunk: int) -> Iter
         if "file" not in fs.protocol:
             database.register_filesystem(fs)
         reader = _reader(files, source.column_names)
-        _check_columns(source, database.sql(f"SELECT * FROM {reader} LIMIT 0").columns)
-        rows = database.sql(_distinct_rows(source, reader)).to_arrow_reader(rows_per_chunk)
-        for chunk in _chunks(rows, rows_per_chunk):
-            yield _with_uids(chunk, source.name)
+        with _readable(source):
+            _check_columns(source, database.sql(f"SELECT * FROM {reader} LIMIT 0").columns)
+            rows = database.sql(_distinct_rows(source, reader)).to_arrow_reader(rows_per_chunk)
+            for chunk in _chunks(rows, rows_per_chunk):
+                yield _with_uids(chunk, source.name)
+
+
+@contextmanager
+def _readable(source: WebSource) -> Iterator[None]:
+    """Raise BadInput for a list that is damaged, or no table of its kind."""
+    try:
+        yield
+    except (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException) as error:
+        told = str(error).splitlines()[0]
+        raise BadInput(f"web.{source.name}.url_list = {source.url_list}: cannot be read: {told}") from error
 
 
 def _spill_folder() -> str:
@@ -74,7 +87,7 @@ def _reader(files: list[str], column_names: Sequence[str]) -> str:
                 ", delim='\t', quote=''" if name.endswith(".tsv") else ""
             )
         return f"read_csv({names}, {columns}, all_varchar=true)"
-    raise ValueError(f"{files[0]}: URL lists are .parquet, .csv, .tsv or .jsonl")
+    raise BadInput(f"{files[0]}: URL lists are .parquet, .csv, .tsv or .jsonl")
 
 
 def _texts(values: Sequence[str]) -> str:
@@ -86,7 +99,7 @@ def _check_columns(source: WebSource, found: list[str]) -> None:
     wanted = {field: getattr(source, field) for field in ARGUMENT.values()}
     for field, column in [*wanted.items(), *(("extra_columns", column) for column in source.extra_columns)]:
         if column is not None and column.lower() not in {name.lower() for name in found}:
-            raise ValueError(f"web.{source.name}.{field} = {column!r}: the lists have {', '.join(found)}")
+            raise BadInput(f"web.{source.name}.{field} = {column!r}: the lists have {', '.join(found)}")
 
 
 def _distinct_rows(source: WebSource, reader: str) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate import sample
+from curate.bad_input import BadInput
 from curate.config import DumpSource
 from curate.sample import storable
 
@@ -46,13 +47,13 @@ def read_captions(file: BinaryIO, name: str, source: DumpSource, where: str, int
     for row in _records(file, name, where):
         columns |= dict.fromkeys(map(str, row))
         if source.file_column not in row:
-            raise ValueError(f"{where}: no column {source.file_column!r}, only {sorted(columns)}: set file_column")
+            raise BadInput(f"{where}: no column {source.file_column!r}, only {sorted(columns)}: set file_column")
         caption, license_ = caption_of(row, source), license_of(row, source)
         _add(into, row[source.file_column], below, caption, license_)
     for setting in ("caption_column", "license_column"):
         column = getattr(source, setting)
         if column is not None and columns and column not in columns:
-            raise ValueError(f"{where}: no column {column!r}, only {sorted(columns)}: set {setting}")
+            raise BadInput(f"{where}: no column {column!r}, only {sorted(columns)}: set {setting}")
 
 
 def caption_of(row: dict[str, Any], source: DumpSource) -> str | None:
@@ -93,7 +94,7 @@ def _records(file: BinaryIO, name: str, where: str) -> Iterator[dict]:
     elif lower.endswith((".jsonl", ".json", ".ndjson")):
         yield from _json_lines(file, where)
     else:
-        raise ValueError(f"{where}: captions are .jsonl, .csv, .tsv or .parquet")
+        raise BadInput(f"{where}: captions are .jsonl, .csv, .tsv or .parquet")
 
 
 def _json_lines(file: BinaryIO, where: str) -> Iterator[dict]:
@@ -103,9 +104,9 @@ def _json_lines(file: BinaryIO, where: str) -> Iterator[dict]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{where}, line {number}: {error}") from error
+                raise BadInput(f"{where}, line {number}: {error}") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{where}, line {number}: expected an object, got {type(row).__name__}")
+                raise BadInput(f"{where}, line {number}: expected an object, got {type(row).__name__}")
             yield row
 
 
@@ -115,7 +116,7 @@ def _separated(file: BinaryIO, delimiter: str, where: str) -> Iterator[dict]:
     try:
         yield from rows
     except csv.Error as error:
-        raise ValueError(f"{where}, line {rows.line_num}: {error}") from error
+        raise BadInput(f"{where}, line {rows.line_num}: {error}") from error
 
 
 def _parquet(file: BinaryIO, where: str) -> Iterator[dict]:
@@ -123,4 +124,4 @@ def _parquet(file: BinaryIO, where: str) -> Iterator[dict]:
         for batch in pq.ParquetFile(file).iter_batches(use_threads=False):
             yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise BadInput(f"{where}: {error}") from error

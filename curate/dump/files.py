@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 
 from curate import sample
+from curate.bad_input import BadInput
 from curate.config import DumpSource
 from curate.dump.captions import Captions, read_captions
 from curate.dump.entries import Blob, Entry, Member, pair
@@ -45,7 +46,7 @@ def find_files(source: DumpSource) -> list[DumpFile]:
     if fs.isfile(path):
         return [_file(fs, posixpath.dirname(path), path, fs.info(path))]
     if not fs.isdir(path):
-        raise ValueError(f"dumps.{source.name}.folder = {source.folder}: no such folder")
+        raise BadInput(f"dumps.{source.name}.folder = {source.folder}: no such folder")
     return sorted(
         (_file(fs, path, name, info) for name, info in fs.find(path, detail=True).items()), key=lambda file: file.path
     )
@@ -75,7 +76,7 @@ def _whole(file: DumpFile) -> Blob:
 
 def _metadata(source: DumpSource, paths: list[str]) -> Captions:
     if not paths:
-        raise ValueError(f"dumps.{source.name}.kind = imagefolder: no {', '.join(METADATA)} in {source.folder}")
+        raise BadInput(f"dumps.{source.name}.kind = imagefolder: no {', '.join(METADATA)} in {source.folder}")
     found = Captions()
     for path in paths:
         _read_beside(source, path, found, posixpath.dirname(path))
@@ -88,7 +89,7 @@ def _read_beside(source: DumpSource, path: str, into: Captions, below: str = "")
         with fs.open(posixpath.join(folder, path), "rb") as file:
             read_captions(file, path, source, f"dumps.{source.name}.captions = {path}", into, below)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise ValueError(f"dumps.{source.name}.captions = {path}: not in {source.folder}") from error
+        raise BadInput(f"dumps.{source.name}.captions = {path}: not in {source.folder}") from error
 
 
 def list_archive(source: DumpSource, archive: DumpFile) -> list[Entry]:
@@ -140,11 +141,11 @@ def _captions_inside(file: Any, members: list[Member], source: DumpSource, archi
             try:
                 data = unzipped(file, blob, blob.num_bytes)
             except UnreadableBlob as error:
-                raise ValueError(f"{where} in {archive.path}: {error}") from error
+                raise BadInput(f"{where} in {archive.path}: {error}") from error
         else:
             file.seek(blob.offset)
             data = file.read(blob.num_bytes)
         read_captions(io.BytesIO(data), name, source, f"{where} in {archive.path}", captions)
     if not blobs and all(member.name for member in members):  # a broken archive may have lost it, and says so itself
-        raise ValueError(f"{where}: not in {archive.path}")
+        raise BadInput(f"{where}: not in {archive.path}")
     return captions

@@ -11,6 +11,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from curate.bad_input import BadInput
 from curate.config import DumpSource
 from curate.dump import entries, tables
 from curate.dump.files import METADATA, DumpFile, find_files, list_archive, list_folder, place
@@ -51,7 +52,7 @@ def dump_parts(source: DumpSource) -> list[Part]:
     source = replace(source, kind=kind, captions=_normal(source.captions))
     if kind in ("folder", "imagefolder"):
         if source.captions is not None and all(file.path != source.captions for file in files):
-            raise ValueError(f"dumps.{source.name}.captions = {source.captions}: not in {source.folder}")
+            raise BadInput(f"dumps.{source.name}.captions = {source.captions}: not in {source.folder}")
         version = _digest([[_hex(file.path), file.version] for file in files])
         return [Part(name=source.name, source=source, file=None, version=version)] if files else []
     parts = [
@@ -59,7 +60,7 @@ def dump_parts(source: DumpSource) -> list[Part]:
         for file in _containers(source, kind, files)
     ]
     if not parts and files:
-        raise ValueError(f"dumps.{source.name}.kind = {kind}: no such files in {source.folder}: set another kind")
+        raise BadInput(f"dumps.{source.name}.kind = {kind}: no such files in {source.folder}: set another kind")
     return parts
 
 
@@ -120,9 +121,9 @@ def _kind(source: DumpSource, files: list[DumpFile]) -> Kind:
     where = f"dumps.{source.name}.folder = {source.folder}"
     if not found:
         seen = sorted({posixpath.splitext(path)[1] for path in paths})[:8]
-        raise ValueError(f"{where}: no images and no .tar, .zip, .parquet or .arrow files, only {seen}")
+        raise BadInput(f"{where}: no images and no .tar, .zip, .parquet or .arrow files, only {seen}")
     if len(found) > 1:
-        raise ValueError(f"{where}: it holds more than one kind of dump: set kind to one of {', '.join(found)}")
+        raise BadInput(f"{where}: it holds more than one kind of dump: set kind to one of {', '.join(found)}")
     return found[0]
 
 
@@ -143,12 +144,12 @@ def _containers(source: DumpSource, kind: Kind, files: Iterable[DumpFile]) -> li
                 said = json.loads(fs.cat_file(posixpath.join(folder, file.path)))
                 names = {data["filename"] for data in said["_data_files"]}
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"dumps.{source.name}.folder = {source.folder}: {file.path}: {error!r}") from error
+                raise BadInput(f"dumps.{source.name}.folder = {source.folder}: {file.path}: {error!r}") from error
             named[posixpath.dirname(file.path)] = names
     lacking = [f"{below}/{n}".lstrip("/") for below, names in named.items() for n in sorted(names)]
     there = {file.path for file in found}
     if missing := [path for path in lacking if path not in there]:
-        raise ValueError(f"dumps.{source.name}.folder = {source.folder}: {STATE} names {missing[0]}: it is not there")
+        raise BadInput(f"dumps.{source.name}.folder = {source.folder}: {STATE} names {missing[0]}: it is not there")
     return [
         file
         for file in found

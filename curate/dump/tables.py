@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from curate import sample
+from curate.bad_input import BadInput
 from curate.config import DumpSource
 from curate.dump.captions import caption_of, license_of
 from curate.dump.files import READ_AHEAD_BYTES, DumpFile, place
@@ -115,19 +116,19 @@ def column_names(schema: pa.Schema, source: DumpSource) -> tuple[str, list[str]]
         name = getattr(source, setting)
         if name is not None and name not in schema.names:
             fix = f"set {setting}" + (" (null: no captions)" if setting == "caption_column" else "")
-            raise ValueError(f"dumps.{source.name}.{setting} = {name}: the columns are {schema.names}: {fix}")
+            raise BadInput(f"dumps.{source.name}.{setting} = {name}: the columns are {schema.names}: {fix}")
     others = [name for name in (source.caption_column, source.license_column) if name is not None]
     if source.image_column is not None:
         if not _holds_bytes(schema.field(source.image_column).type):
             kind = schema.field(source.image_column).type
-            raise ValueError(
+            raise BadInput(
                 f"dumps.{source.name}.image_column = {source.image_column}: {kind} holds no bytes: set another"
             )
         return source.image_column, others
     able = [field.name for field in schema if _holds_bytes(field.type)]
     if len(able) != 1:
         said = f"{len(able)} of the columns {schema.names} can hold images"
-        raise ValueError(f"dumps.{source.name}.image_column = null: {said}: set image_column")
+        raise BadInput(f"dumps.{source.name}.image_column = null: {said}: set image_column")
     return able[0], others
 
 

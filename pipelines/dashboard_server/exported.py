@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from curate.bad_input import BadInput
 from curate.image import UnreadableImage
 from pipelines.dashboard_server.answers import NEAR_A_CUT_OFF, QUESTIONS, Shown
 from pipelines.dashboard_server.app import PAGE, plain
@@ -30,7 +31,7 @@ _IMPORT = re.compile(r'^import \{[^}]*\} from "\./[a-z_]+\.js";\n', re.MULTILINE
 _EXPORT = re.compile(r"^export (?=const|function|async)", re.MULTILINE)
 
 
-class TooLarge(ValueError):
+class TooLarge(BadInput):
     """The page is above its limit even without a picture."""
 
 

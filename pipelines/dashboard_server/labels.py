@@ -7,6 +7,7 @@ import io
 from threading import Lock
 from typing import Any
 
+from curate.bad_input import BadInput
 from pipelines.dashboard_server.browse import tiles
 from pipelines.dashboard_server.cut_off_list import limits
 from pipelines.dashboard_server.filters import SHOWN, one_of
@@ -38,7 +39,7 @@ class Labels:
             return {}
         rows = csv.DictReader(io.StringIO(self._index.root.read(name).decode()))
         if rows.fieldnames != ["uid", "label"]:
-            raise ValueError(f"{name}: has columns {rows.fieldnames}: must be uid,label")
+            raise BadInput(f"{name}: has columns {rows.fieldnames}: must be uid,label")
         return {row["uid"]: row["label"] for row in rows}
 
     def write(self, score: str, uid: str, label: str | None) -> int:

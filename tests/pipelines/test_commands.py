@@ -224,6 +224,9 @@ def test_ray_job_submit(tmp_path, cluster):
         done = submit(cluster, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         assert hashes(tmp_path) == before
+    relative = submit(cluster, *long, "--root", "runs/mine")
+    assert relative.returncode != 0
+    assert "root = runs/mine: a Ray job runs in a copy of the folder" in relative.stdout + relative.stderr
 
 
 def test_sources_and_root_may_lie_in_s3(tmp_path, s3):

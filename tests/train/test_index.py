@@ -130,7 +130,9 @@ def test_the_command_builds_every_split_and_names_what_is_missing(root: Path, tm
     printed = capsys.readouterr().out
     assert "index/train: 16 rows in 2 groups, 0 of weight 0 left out" in printed
     assert "index/val: 4 rows in 2 groups" in printed
-    assert index_module.main(["--root", str(tmp_path / "empty")]) == 2
+    with pytest.raises(SystemExit) as ended:
+        index_module.main(["--root", str(tmp_path / "empty")])
+    assert ended.value.code == 2
     assert "run curation up to the export step" in capsys.readouterr().err
 
 

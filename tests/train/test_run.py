@@ -92,6 +92,28 @@ def test_resume_after_sigkill_is_bit_exact(whole_run: Path, tiny: Tiny, tmp_path
         assert torch.equal(mine, read_range(whole_run / "checkpoints/step-00000006", name, 0, size))
 
 
+def test_ctrl_c_saves_and_ends_with_130(tiny: Tiny, tmp_path: Path) -> None:
+    """As a terminal sends it: to every process of the group at once, loader processes among them."""
+    config = tiny.variant(tmp_path, steps=10_000, keep_checkpoints=1, loader={"workers": 1})
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(config),
+        cwd=REPOSITORY,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    wait_for(out / "run.json", process)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, said = (text.decode() for text in process.communicate(timeout=60))
+    assert process.returncode == 130
+    assert "train.run: saving after this step; Ctrl-C again ends it without" in said
+    assert "Traceback" not in said
+    assert "stopped after step" in printed and "the same command continues from" in printed
+    (saved,) = (out / "checkpoints").glob("step-*")
+    verify(saved)
+
+
 def test_sigterm_saves_and_another_world_size_continues(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny.variant(tmp_path, steps=10_000, keep_checkpoints=1)
     out = tmp_path / "out"
@@ -100,7 +122,7 @@ def test_sigterm_saves_and_another_world_size_continues(tiny: Tiny, tmp_path: Pa
     process.terminate()
     printed = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 0
-    assert "stopped by SIGTERM" in printed
+    assert "stopped after step" in printed
     (saved,) = (out / "checkpoints").glob("step-*")
     verify(saved)
     step = read_state(saved).step

@@ -1,0 +1,56 @@
+"""How every command ends: its exit codes, one line for bad input, a traceback for bugs, and Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from curate.bad_input import BadInput
+
+DONE, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes. FAILED: a bug (with a traceback), or a check that found something; 130 is 128 + SIGINT, as in shells."""
+
+EXIT_CODES = "exit codes: 0 done, 1 failed or found something wrong, 2 bad input (one line says what), 130 Ctrl-C"
+
+MENDABLE = (BadInput, FileNotFoundError, PermissionError)
+"""Errors that are the input's, not the program's: told in one line."""
+
+
+def stop(prog: str, message: str, code: int = BAD) -> NoReturn:
+    """Print one line on stderr and end the process; with --debug the traceback of the error comes first."""
+    if "--debug" in sys.argv and sys.exc_info()[1] is not None:
+        traceback.print_exc()
+    line = "; ".join(part.strip() for part in message.splitlines() if part.strip())
+    print(f"{prog}: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+class told_in_one_line:
+    """Ends the process with one line for an error that the user can mend (2), and for Ctrl-C (130).
+
+    `go_on` says after Ctrl-C what to do, `also` names further errors that can be mended. All others are bugs:
+    they pass, and Python shows their traceback (1).
+    """
+
+    def __init__(self, prog: str, go_on: str, also: tuple[type[Exception], ...] = ()) -> None:
+        self._prog, self._go_on, self._mendable = prog, go_on, MENDABLE + also
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            stop(self._prog, f"stopped; {self._go_on}", INTERRUPTED)
+        cause = root_cause(error)
+        if isinstance(cause, self._mendable):
+            if "--debug" in sys.argv:
+                traceback.print_exception(kind, error, trace)
+            stop(self._prog, str(cause))
+
+
+def root_cause(error: Any) -> Any:
+    """Return what a Ray task raised; Ray wraps it once for each task on the way."""
+    while getattr(error, "cause", None) is not None:
+        error = error.cause
+    return error

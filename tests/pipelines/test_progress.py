@@ -1,0 +1,33 @@
+"""What a step says of its progress: plain lines in a log, a bar on a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines import progress
+from pipelines.progress import Progress, time_left
+
+
+def test_time_left_is_at_the_speed_so_far():
+    assert time_left(seconds=30.0, done=3, left=600) == "1:40:00"
+
+
+def test_a_log_has_plain_lines_with_rate_and_time_left(capsys, monkeypatch):
+    clock = iter([0.0, 20.0, 25.0, 40.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    with Progress("features", total=5, done=1) as shown:
+        shown.advance(100)
+        shown.advance(100)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "features       2/5 fragments, 5 rows/s, 0:01:00 left",
+        "features       3/5 fragments, 2 made, 1 already there, 200 rows in 40.0 s, 5 rows/s",
+    ]
+
+
+def test_a_step_that_is_stopped_says_so(capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    with pytest.raises(KeyboardInterrupt), Progress("features", total=5, done=0):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err.endswith("0/5 fragments, 0 made, 0 already there, stopped\n")
