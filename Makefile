@@ -47,6 +47,8 @@ bench: install peers
 	$(BIN)/python infra/bench/dedup_at_scale.py
 	$(BIN)/python infra/bench/crawl.py
 	$(BIN)/python infra/bench/dump_ingest.py
+	$(BIN)/python infra/bench/decode.py
+	$(BIN)/python infra/bench/ingest_embed.py
 	$(BIN)/python infra/bench/dashboard.py
 	$(BIN)/python infra/bench/data_order.py
 	$(BIN)/python infra/bench/train_data.py

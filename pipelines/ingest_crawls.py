@@ -172,15 +172,14 @@ def _download(runner: Runner, rows: dict[str, pa.Table], chunks: list[Chunk]) ->
     """Download the rounds, by name, unless an interrupted run has; return their shards, and what alarms said."""
     stems: dict[str, str] = {}
     alarms = []
-    limits = runner.shared(Limits, "exchange", runner.config.ingest.requests_per_host) if rows else None
     for source in sorted({chunk.source for chunk in chunks}):
         folder = runner.root.fs.unstrip_protocol(runner.root.path(_download_folder(source)))
         names = {chunk.fetches(chunk.rounds).name for chunk in chunks if chunk.source == source}
         wanted = {name: rows[name] for name in sorted(names & rows.keys()) if len(rows[name])}
         download.discard_cut_off(folder)
         if left := {name: wanted[name] for name in wanted.keys() - download.finished(folder).keys()}:
-            assert limits is not None
-            alarms += _ask(runner, source, dict(sorted(left.items())), limits)
+            with runner.shared(Limits, "exchange", runner.config.ingest.requests_per_host) as limits:
+                alarms += _ask(runner, source, dict(sorted(left.items())), limits)
         found = download.finished(folder)
         if lost := sorted(wanted.keys() - found.keys()):
             raise RuntimeError(f"img2dataset did not finish shard {lost[0]}: run the command again")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -151,10 +152,15 @@ class Runner:
             self._ray = _start_ray(self.config)
         return self._ray
 
-    def shared(self, kind: Callable[..., Any], method: str, *arguments: Any) -> Shared:
-        """Return a method of one object, made by kind(*arguments), that every process of the run can call."""
-        actor = self.ray().remote(num_cpus=0, max_restarts=3, max_task_retries=3)(_Kept)
-        return Shared(actor.remote(kind, method, arguments))
+    @contextmanager
+    def shared(self, kind: Callable[..., Any], method: str, *arguments: Any) -> Iterator[Shared]:
+        """Keep one object, made by kind(*arguments), of which every process of the run can call a method."""
+        ray = self.ray()
+        actor = ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)(_Kept).remote(kind, method, arguments)
+        try:
+            yield Shared(actor)
+        finally:
+            ray.kill(actor)
 
     def _make(self, step: Step, missing: Sequence[Fragment], keys: dict[str, str]) -> Iterator[Receipt]:
         if not missing:
@@ -187,14 +193,17 @@ class Runner:
 
 @dataclass(frozen=True)
 class Shared:
-    """Calls an object that lives in a process of its own, for as long as whoever made it keeps this."""
+    """Calls an object that lives in a process of its own; raises ConnectionError where that is gone."""
 
     actor: Any
 
     def __call__(self, *arguments: Any) -> Any:
         import ray
 
-        return ray.get(self.actor.call.remote(*arguments))
+        try:
+            return ray.get(self.actor.call.remote(*arguments))
+        except ray.exceptions.RayActorError as error:
+            raise ConnectionError("the process that keeps it has ended") from error
 
 
 class _Kept:

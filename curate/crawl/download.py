@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ class GuardedDownloader:
         return done
 
 
-@cache
+@lru_cache(maxsize=1)
 def _fetcher(settings: IngestConfig, exchange: Exchange) -> Fetcher:
     """One for each process: what it knows of hosts outlives a shard."""
     return Fetcher(settings, exchange)

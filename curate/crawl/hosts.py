@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from curate import sample
@@ -150,21 +150,25 @@ class Hosts:
         self._news.notify()
 
     def _speak(self) -> None:
-        """Exchange for as long as the process lives; whoever waits is told when that fails."""
-        try:
-            while True:
+        """Exchange until who keeps the limits has ended; whoever waits then is told."""
+        with suppress(ConnectionError):
+            try:
+                while True:
+                    self._exchange_once()
+                    time.sleep(GAP_S)
+            finally:
                 with self._lock:
-                    asked = self._gathered()
-                granted = self._exchange(self._name, asked)
-                with self._lock:
-                    for name, answer in granted.items():
-                        self._heed(name, answer)
-                time.sleep(GAP_S)
-        finally:
-            with self._lock:
-                self._ended = True
-                for name in self._open:
-                    self._hosts[name].turns.notify_all()
+                    self._ended = True
+                    for name in self._open:
+                        self._hosts[name].turns.notify_all()
+
+    def _exchange_once(self) -> None:
+        with self._lock:
+            asked = self._gathered()
+        granted = self._exchange(self._name, asked)
+        with self._lock:
+            for name, answer in granted.items():
+                self._heed(name, answer)
 
     def _gathered(self) -> dict[str, Asked]:
         """Wait until there is something to say, and return it."""

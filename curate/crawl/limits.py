@@ -36,7 +36,7 @@ class Granted(NamedTuple):
 
 
 Exchange = Callable[[str, Mapping[str, Asked]], dict[str, Granted]]
-"""From a process's name and what it says of some hosts to what it is granted."""
+"""From a process's name and what it says of some hosts to what it is granted; ConnectionError where the run is over."""
 
 
 @dataclass

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rows-per-shard", type=int, default=5_000)
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, _origin(arguments.hosts, arguments.kilobytes):
+    with tempfile.TemporaryDirectory() as folder, serving(arguments.hosts, [noise(arguments.kilobytes)]):
         config = _config(Path(folder), arguments)
         found: dict[str, list[float]] = {"img2dataset": [], "darkroom": []}
         with Runner(config) as runner, contextlib.redirect_stdout(sys.stderr):
@@ -142,11 +142,11 @@ def _ingest(runner: Runner, config: CurationConfig, root: Path, rows: int) -> fl
 
 
 @contextlib.contextmanager
-def _origin(hosts: int, kilobytes: int):
-    """Serve from a process of its own, which is gone at the end."""
+def serving(hosts: int, bodies: list[bytes]):
+    """Serve the bodies in turn as /<number>.jpg of every host, from a process of its own, which is gone at the end."""
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    process = context.Process(target=_serve, args=(hosts, kilobytes, ready), daemon=True)
+    process = context.Process(target=_serve, args=(hosts, bodies, ready), daemon=True)
     process.start()
     assert ready.wait(60), "the origin did not start"
     try:
@@ -156,14 +156,20 @@ def _origin(hosts: int, kilobytes: int):
         process.join()
 
 
-def _serve(hosts: int, kilobytes: int, ready: Any) -> None:
+def noise(kilobytes: int) -> bytes:
+    """Return a small JPEG of noise that is filled up to a size."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
     head = buffer.getvalue()
-    body = head + bytes(max(0, kilobytes * 1000 - len(head)))
+    return head + bytes(max(0, kilobytes * 1000 - len(head)))
 
+
+def _serve(hosts: int, bodies: list[bytes], ready: Any) -> None:
     async def picture(request: web.Request) -> web.Response:
-        return web.Response(body=body if request.path.endswith(".jpg") else b"", status=_status(request.path))
+        name = request.path[1:].removesuffix(".jpg")
+        if not name.isdigit():
+            return web.Response(status=404)
+        return web.Response(body=bodies[int(name) % len(bodies)])
 
     async def start() -> None:
         app = web.Application()
@@ -176,10 +182,6 @@ def _serve(hosts: int, kilobytes: int, ready: Any) -> None:
         await asyncio.Event().wait()
 
     asyncio.run(start())
-
-
-def _status(path: str) -> int:
-    return 200 if path.endswith(".jpg") else 404
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """One decode for every measurement, beside decoding anew for each; one JSON line for each contender.
 
-    python infra/bench/decode.py PHOTOS [--count 48] [--model ViT-B-32]
+    python infra/bench/decode.py [PHOTOS...] [--count 48] [--model ViT-B-32] [--encoder FOLDER]
 
-PHOTOS is a folder of photographs; those of a megapixel and more become JPEGs of 1.4 megapixels, quality 92. One
+PHOTOS are folders of photographs; those of a megapixel and more become JPEGs of 1.4 megapixels, quality 92. One
 thread. Each contender takes all of them in turn, three times, the contenders alternating; the best pass counts.
 """
 
@@ -14,7 +14,6 @@ import io
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,18 +26,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2  # noqa: E402
 import imagehash  # noqa: E402
 import numpy as np  # noqa: E402
+import open_clip  # noqa: E402
 import pdqhash  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+from torch.nn.functional import normalize  # noqa: E402
 
-from curate import hashes  # noqa: E402
 from curate.config import ClipSpec, EmbedConfig  # noqa: E402
-from curate.embedder import Embedder, normalised  # noqa: E402
+from curate.embedder import Embedder, middle_square, normalised  # noqa: E402
+from curate.image import decode  # noqa: E402
 from curate.picture import from_pixels, read_picture  # noqa: E402
 from curate.quality import technical_quality  # noqa: E402
-from pipelines.embed import _as_table, measurements  # noqa: E402
-from pipelines.store import Root, parquet_bytes  # noqa: E402
-from schemas import features  # noqa: E402
+from infra.bench import keras_encoder  # noqa: E402
+from pipelines.embed import measurements  # noqa: E402
 
 MEGAPIXELS = 1.4
 PASSES = 3
@@ -46,9 +46,10 @@ PASSES = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("photos", type=Path, nargs="*", help="folders; without any, drawn pictures stand in")
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--model", default="ViT-B-32", help="open_clip architecture; its weights are random")
+    parser.add_argument("--encoder", type=Path, help="folder of a trained encoder: also the effect on its features")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -57,20 +58,38 @@ def main() -> None:
     fast, exact = (Embedder(EmbedConfig(clip=spec, decode=how, device="cpu")) for how in ("fast", "exact"))
     compare(files, contenders(fast, exact))
     print(json.dumps({"bench": "agreement", **agreement(files, fast, exact)}), flush=True)
-    print(json.dumps({"bench": "parts", "model": args.model, **parts(files, fast)}), flush=True)
+    if args.encoder is not None:
+        found = [path for path in photographs(args.photos) if path.suffix.lower() in (".jpg", ".jpeg")]
+        print(json.dumps({"bench": "embedding", **embedding_effect(found, args.encoder)}), flush=True)
 
 
-def jpegs(folder: Path, count: int) -> list[bytes]:
+def jpegs(folders: list[Path], count: int) -> list[bytes]:
+    """Return JPEGs of 1.4 megapixels: of the photographs there that have a megapixel, or drawn ones."""
+    if not folders:
+        return [_jpeg(_drawn(seed)) for seed in range(count)]
     made = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in (".jpg", ".jpeg", ".png") or len(made) == count:
-            continue
+    for path in photographs(folders):
         with Image.open(path) as image:
-            if image.width * image.height >= 1e6:
+            if image.width * image.height >= 1e6 and len(made) < count:
                 made.append(_jpeg(image.convert("RGB")))
     if not made:
-        raise SystemExit(f"PHOTOS = {folder}: no photograph of a megapixel or more: name another folder")
+        raise SystemExit(f"PHOTOS = {folders[0]}: no photograph of a megapixel or more: name another folder")
     return made
+
+
+def photographs(folders: list[Path]) -> list[Path]:
+    found = sorted(path for folder in folders for path in folder.rglob("*"))
+    return [path for path in found if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+
+
+def _drawn(seed: int) -> Image.Image:
+    """Return noise at every scale, as much of it at each as in a photograph."""
+    rng, sides = np.random.default_rng(seed), (4, 8, 16, 32, 64, 128, 256, 512)
+    total = np.zeros((966, 1449, 3), np.float32)
+    for side in sides:
+        coarse = rng.standard_normal((side, side * 3 // 2, 3)).astype(np.float32) * 30 / side**0.4
+        total += cv2.resize(coarse, (1449, 966), interpolation=cv2.INTER_CUBIC)
+    return Image.fromarray((total + 128).clip(0, 255).astype(np.uint8))
 
 
 def _jpeg(rgb: Image.Image) -> bytes:
@@ -182,35 +201,47 @@ def agreement(files: list[bytes], fast: Embedder, exact: Embedder) -> dict[str, 
     }
 
 
-def parts(files: list[bytes], embedder: Embedder, batch_size: int = 16) -> dict[str, Any]:
-    """Return the CPU milliseconds an image costs in each part of the embed step, one thread."""
-    spent: dict[str, float] = {}
+def embedding_effect(photos: list[Path], folder: Path) -> dict[str, Any]:
+    """Return the cosines of a trained encoder's features of each file, decoded fast and exactly.
 
-    def timed(part: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        started = time.process_time()
-        result = work(*arguments)
-        spent[part] = spent.get(part, 0.0) + time.process_time() - started
-        return result
+    Beside them: a q85 copy of the file decoded exactly, and the nearest other photograph.
+    """
+    features_of = keras_encoder.load(folder)
+    side_px = 224
+    open_clip_s = open_clip.image_transform(side_px, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3)
 
-    with tempfile.TemporaryDirectory() as folder:
-        root, offsets = Root(folder), np.cumsum([0, *map(len, files)]).tolist()
-        root.write("all.tar", b"".join(files))
-        rows = []
-        for offset, whole in zip(offsets, files, strict=False):
-            data = timed("read", root.read, "all.tar", offset, len(whole))
-            picture = timed("decode", read_picture, data, 120, embedder.min_side_px)
-            timed("phash64", lambda picture: hashes.phashes_of(picture.low_frequencies), picture)
-            timed("PDQ", hashes.pdq, picture.luma_HW)
-            timed("quality", technical_quality, picture.luma_HW)
-            rows.append(
-                measurements(picture)
-                | {"tensor": timed("tensor", embedder.preprocess, picture), "text": "a photograph"}
-            )
-        for first in range(0, len(rows), batch_size):
-            timed("model", embedder.complete, rows[first : first + batch_size])
-        schema = features.schema(embedder.dim)
-        timed("write", lambda: root.write("features.parquet", parquet_bytes(_as_table(rows, schema))))
-    return {"images": len(files), "ms_per_image": {part: round(1000 * s / len(files), 2) for part, s in spent.items()}}
+    def fast(data: bytes) -> torch.Tensor:
+        return middle_square(read_picture(data, 120, 2 * side_px), side_px)
+
+    def exact(data: bytes) -> torch.Tensor:
+        return 255 * open_clip_s(decode(data, 120))
+
+    def unit(tensor_CHW: torch.Tensor) -> np.ndarray:
+        return normalize(features_of(tensor_CHW[None].float() / 255))[0].numpy()
+
+    files = [path.read_bytes() for path in photos]
+    exactly = np.stack([unit(exact(data)) for data in files])
+    quickly = np.stack([unit(fast(data)) for data in files])
+    again = np.stack([unit(exact(_recompressed(data))) for data in files])
+    others = exactly @ exactly.T - 2 * np.eye(len(files))
+    return {
+        "encoder": folder.name,
+        "photos": len(files),
+        "reduced": sum(read_picture(data, 120, 2 * side_px).reduced_by > 1 for data in files),
+        "fast_to_exact": _cosines((quickly * exactly).sum(axis=1)),
+        "q85_copy_to_exact": _cosines((again * exactly).sum(axis=1)),
+        "nearest_other_photo": _cosines(others.max(axis=1)),
+    }
+
+
+def _cosines(values: np.ndarray) -> dict[str, float]:
+    return {"mean": round(float(values.mean()), 5), "min": round(float(values.min()), 5)}
+
+
+def _recompressed(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    decode(data, 120).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":

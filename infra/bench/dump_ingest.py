@@ -115,6 +115,7 @@ def ours(folder: Path, kind: str, count: int) -> dict[str, float]:
     from curate.dump.kinds import dump_parts, list_part, read_listing
     from curate.sample import sample_uid
     from pipelines.ingest import _shard
+    from schemas import samples
 
     def rows(source: Any, listing: Any) -> Iterator[tuple[dict[str, Any], bytes | None]]:
         for found in read_listing(source, listing):
@@ -127,7 +128,7 @@ def ours(folder: Path, kind: str, count: int) -> dict[str, float]:
     listed = time.perf_counter()
     done = 0
     for number, (source, listing) in enumerate(listings):
-        made = _shard(f"{number:05d}", rows(source, listing))
+        made = _shard(f"{number:05d}", rows(source, listing), samples.SCHEMA)
         done += made.counts["ok"]
         for path in made.files.values():
             path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -34,6 +35,7 @@ class Origin:
 
     ip: str
     port: int
+    scheme: str = "http"
     answers: dict[str, Answer] = field(default_factory=dict)
     log: list[tuple[str, str]] = field(default_factory=list)
     asked_at: list[float] = field(default_factory=list)
@@ -44,17 +46,22 @@ class Origin:
 
     @property
     def url(self) -> str:
-        return f"http://{self.ip}:{self.port}"
+        return f"{self.scheme}://{self.ip}:{self.port}"
 
     def asked(self, path: str) -> int:
         return sum(1 for _, seen in self.log if seen == path)
 
 
 @contextmanager
-def origin(answers: dict[str, Answer] | None = None, ip: str = "127.0.0.1", port: int = 0) -> Iterator[Origin]:
-    """Serve on loopback."""
+def origin(
+    answers: dict[str, Answer] | None = None, ip: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[Origin]:
+    """Serve on loopback, with a certificate where there is one."""
     server = _Server((ip, port), _Handler)
     server.origin = Origin(ip=ip, port=server.server_address[1], answers=answers or {})
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        server.origin.scheme = "https"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield server.origin

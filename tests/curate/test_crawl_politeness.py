@@ -152,9 +152,7 @@ def test_who_would_wait_too_long_for_a_crawl_delay_is_left_to_the_next_run():
         assert [fetcher.fetch(f"{server.url}/x")[1].status for _ in range(3)] == [sample.OK] * 3
 
 
-def test_whoever_waits_is_told_when_the_limits_are_gone(monkeypatch):
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-
+def test_whoever_waits_is_told_when_the_limits_are_gone():
     def gone(*_: object):
         raise ConnectionError("the process that kept them died")
 

@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy.ndimage import convolve
 from scipy.stats import entropy
 
@@ -32,6 +32,28 @@ def test_large_pictures_are_measured_at_256_px():
     large = picture(2, 1024, 700)
     small = cv2.resize(np.asarray(large.convert("L")), (256, 175), interpolation=cv2.INTER_AREA)
     assert technical_quality(from_pixels(large).luma_HW) == technical_quality(small)
+
+
+def sharpness_when_blurred(image: Image.Image) -> list[float]:
+    blurs = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+    blurred = [image.filter(ImageFilter.GaussianBlur(radius)) if radius else image for radius in blurs]
+    return [technical_quality(from_pixels(one).luma_HW).sharpness for one in blurred]
+
+
+def test_higher_is_sharper():
+    pixels = np.random.default_rng(3).integers(0, 256, (200, 250, 3), dtype=np.uint8)
+    found = sharpness_when_blurred(Image.fromarray(pixels))
+    assert all(more > less for more, less in zip(found, found[1:], strict=False)), found
+
+
+@pytest.mark.shared
+def test_higher_is_sharper_on_photographs(shared):
+    paths = sorted((shared / "photos_coco").rglob("*.jpg"))[:20]
+    assert len(paths) == 20
+    for path in paths:
+        with Image.open(path) as image:
+            found = sharpness_when_blurred(image.convert("RGB"))
+        assert all(more > less for more, less in zip(found, found[1:], strict=False)), (path.name, found)
 
 
 @pytest.mark.shared

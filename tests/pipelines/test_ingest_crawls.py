@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
+import yaml
 
 from curate import sample
 from curate.config import RETRIES, CurationConfig, IngestConfig, RayConfig, WebSource
+from curate.config_file import as_dict
 from pipelines.crawl_report import crawl_report, lines
 from pipelines.ingest import ingest
 from pipelines.ingest_crawls import CrawlStopped
@@ -33,6 +42,7 @@ SETTINGS = IngestConfig(
     host_failures=1000,
     alarm_share=None,
 )
+PROJECT = Path(__file__).resolve().parents[2]
 FILES = ("/robots.txt", "/.well-known/tdmrep.json")
 
 
@@ -172,6 +182,113 @@ def test_a_run_interrupted_and_resumed_gives_the_same_tables(tmp_path, run, monk
         assert requested(server) == sorted(lost)
         assert files(tmp_path / "cut") == files(tmp_path / "whole")
         assert not downloads.exists()
+
+
+def test_a_run_that_is_killed_and_run_again_gives_the_same_tables(tmp_path, run):
+    """SIGKILL to the run and to every process of Ray in the middle of the download, after the first whole shards."""
+    with origin({f"/good/{n}": replace(good(n), act="pause") for n in range(120)}) as server:
+        rows = listed(server, [*server.answers, "/gone"])
+        for name in ("whole", "killed"):
+            (tmp_path / name).mkdir()
+        patient = {"timeout_s": 20, "deadline_s": 60}
+        run(configured(tmp_path / "whole", rows, **patient))
+        config = configured(tmp_path / "killed", rows, requests_per_host=4, **patient)
+        (tmp_path / "killed.yaml").write_text(yaml.safe_dump(as_dict(config)))
+        server.log.clear()
+        done = killed_when(
+            ["pipelines/ingest.py", "--config", str(tmp_path / "killed.yaml")],
+            lambda: len(finished(tmp_path / "killed")) >= 2 and len(requested_so_far(server)) > 50,
+        )
+        assert done == -signal.SIGKILL
+        asked = set(requested_so_far(server))
+        assert 50 < len(asked) < 121
+        kept = {
+            url.replace(server.url, "")
+            for stats in finished(tmp_path / "killed")
+            for url in urls_of(tmp_path / "killed", stats)
+        }
+        assert len(kept) >= 2 * 16
+        assert not (tmp_path / "killed" / "out" / "tables" / "samples").exists()
+        server.log.clear()
+        run(config)
+        assert set(requested(server)) == {"/gone", *server.answers} - kept
+        assert files(tmp_path / "killed") == files(tmp_path / "whole")
+        assert not (tmp_path / "killed" / "out" / "raw" / "download" / "web").exists()
+
+
+def killed_when(words: list[str], due: Callable[[], bool]) -> int:
+    """Start a script of the project, kill it and all that it started when it is due; return its exit status."""
+    with (Path(tempfile.gettempdir()) / "darkroom-killed.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, *words], cwd=PROJECT, stdout=log, stderr=log)
+        try:
+            for _ in range(4000):
+                if due() or process.poll() is not None:
+                    break
+                time.sleep(0.02)
+        finally:
+            whole = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            for one in whole:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+    return process.wait(20)
+
+
+def finished(folder: Path) -> list[Path]:
+    """Return the statistics of the shards of which everything is there."""
+    found = (folder / "out" / "raw" / "download" / "web").glob("*/*_outcomes.parquet")
+    return [path for path in found if not path.name.startswith(".") and path.stat().st_size > 0]
+
+
+def urls_of(folder: Path, outcomes: Path) -> list[str]:
+    uids = pd.read_parquet(outcomes)["uid"]
+    lists = pd.concat(pd.read_parquet(path) for path in (folder / "out" / "raw" / "urls").glob("*.parquet"))
+    return lists[lists["uid"].isin(uids)]["url"].tolist()
+
+
+def requested_so_far(server: Origin) -> list[str]:
+    return [path for _, path in server.log if path not in FILES]
+
+
+def test_what_was_lost_or_cut_off_alone_is_asked_again(tmp_path, run):
+    with origin({f"/good/{n}": good(n) for n in range(30)}) as server:
+        fine = dict(server.answers)
+        config = configured(tmp_path, listed(server, list(fine)), rows_per_shard=15, timeout_s=10, deadline_s=30)
+        server.answers.update({f"/good/{n}": Answer(status=500, body=b"") for n in range(1, 30, 4)})
+        run(config)
+        server.answers.update(fine)
+        run(config)
+        first = samples(tmp_path).query("shard.str.startswith('raw/web-00000')")["shard"]
+        failed_once = sorted(first[first.str.contains("-r01")].index)
+        assert 0 < len(failed_once) < len(first) == 15
+        losses = [
+            ("tables/samples/web-00000.parquet", 700, []),
+            ("raw/web-00000-r01.tar", 600, failed_once),
+            ("raw/web-00000-r01.tar", 0, failed_once),
+            ("tables/fetches/web-00000-r00.parquet", 900, sorted(first.index)),
+            ("raw/web-00000-r00.tar", 5000, sorted(first.index)),
+            ("raw/web-00000-r00.tar", 0, sorted(first.index)),
+        ]
+        for lost, left, asked in losses:
+            path = tmp_path / "out" / lost
+            data = path.read_bytes()
+            path.unlink()
+            if left:
+                assert left < len(data)
+                path.write_bytes(data[:left])
+            requested(server)
+            run(config)
+            assert requested(server) == asked, lost
+            check_bytes(tmp_path)
+        run(config)
+        assert requested(server) == []
+
+
+def check_bytes(folder: Path) -> None:
+    """Check that every picture is in its shard."""
+    for _, row in samples(folder).iterrows():
+        assert row["status"] == sample.OK
+        found = (folder / "out" / row["shard"]).read_bytes()[int(row["offset"]) :][: int(row["num_bytes"])]
+        assert hashlib.sha256(found).hexdigest() == row["sha256"]
 
 
 def test_the_limit_of_a_host_holds_for_all_workers_of_a_run(tmp_path, run):
