@@ -48,8 +48,8 @@ class State:
     """AdamW's own counter, without skipped steps."""
     config: dict[str, Any]
     """Settings of the run."""
-    index_digest: str = ""
-    """Identity of the train index: the samples that the steps are counted over."""
+    data_digest: str = "-"
+    """Identity of the train index, whose samples the steps are counted over, and of the autoencoder."""
 
 
 def save(folder: Path, engine: Engine, ema: Ema, state: State, keep: int) -> Path:

@@ -333,6 +333,7 @@ class TrainConfig:
         for name in ("steps", "checkpoint_every_steps", "keep_checkpoints", "validation_samples", "log_every_steps"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
         require(self.validate_every_steps >= 0, "validate_every_steps", self.validate_every_steps, "must be 0 or more")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be 0 or more and below 1")
         require(self.ranks == "auto" or self.ranks > 0, "ranks", self.ranks, "must be auto or at least 1")
         require(self.cpu_ranks > 0, "cpu_ranks", self.cpu_ranks, "must be at least 1")

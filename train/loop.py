@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import resource
 import signal
 import time
@@ -32,9 +33,10 @@ from train.index_build import IndexOf, splits_of
 from train.index_ready import ready_index
 from train.model import build_unet, count_parameters, load_flat, predict
 from train.objective import Frozen, Objective
+from train.read_ahead import cache_advice
 from train.report import Report
 from train.resume import check_same_run
-from train.samples import check_sizes
+from train.samples import check_data
 from train.validation import Validation
 from train.watch import SpikeDetector, Watchdog
 
@@ -60,20 +62,25 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     started = time.monotonic()
 
     # Data
-    train_index = _index(config, "train", world, report)
+    frozen = Frozen(config, world.device)
+    train_index = _index(config, frozen, "train", world, report)
     if not len(train_index):
         raise BadInput(f"{config.root}/shards: no samples in the split train; run the export step")
-    frozen = Frozen(config, world.device)
     source = frozen.source(train_index)
-    check_sizes(train_index, source)
+    check_data(train_index, source, config, frozen.latent_factor)
     bad_log = folder / f"bad_samples/rank-{world.rank:05d}.jsonl"
     loader = Loader(config, train_index, source, rank=world.rank, world_size=world.size, bad_log=bad_log)
+    if loader.remote_reader is not None:
+        share = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) / world.size
+        members_of = lambda row: loader.members(train_index.sample(row))  # noqa: E731
+        report.say(cache_advice(config, train_index, members_of, share))
     validation = _validation(config, train_index, frozen, world, report)
     order = loader.order
     num_dropped = dropped(order, train_index)
+    data_digest = f"{train_index.digest}-{frozen.vae_fingerprint[:32]}"
     report.say(
         f"data: {len(train_index)} samples in {order.num_buckets} buckets; the first epoch carries"
-        f" {order.carried_over(0)} over into the next, {num_dropped} dropped"
+        f" {order.carried_over(0)} over into the next, {num_dropped} dropped; {train_index.left_out} of weight 0"
     )
 
     # Network, optimiser, averaged weights
@@ -89,7 +96,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     first_step = 0
     found = _agree_on_checkpoint(folder / "checkpoints", resume, world)
     if found is not None:
-        check_same_run(found, checkpoint.read_state(found), config, train_index.digest)
+        check_same_run(found, checkpoint.read_state(found), config, data_digest)
         first_step = checkpoint.restore(found, engine, ema).step
         report.say(f"continuing after step {first_step} from {found}")
     record = _record(config, frozen, num_parameters, world, len(train_index), num_dropped)
@@ -143,7 +150,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
                 folder / "checkpoints",
                 engine,
                 ema,
-                _state(config, step, engine, ema, num_parameters, train_index.digest),
+                _state(config, step, engine, ema, num_parameters, data_digest),
                 config.keep_checkpoints,
             )
         if config.validate_every_steps and step % config.validate_every_steps == 0 and step < config.steps:
@@ -222,9 +229,10 @@ def _on_sigterm() -> Any:
     return lambda: bool(arrived)
 
 
-def _index(config: TrainConfig, split: str, world: World, report: Report) -> Index:
+def _index(config: TrainConfig, frozen: Frozen, split: str, world: World, report: Report) -> Index:
     """Return the index of a split, after rank 0 has built it where it is missing or its data has changed."""
-    what = IndexOf(root=config.data_root, split=split, weight=config.order.weight)
+    side_px = config.unet.sample_size * frozen.latent_factor
+    what = IndexOf(root=config.data_root, split=split, weight=config.order.weight, resolution_px=side_px)
     index = ready_index(what, Path(config.index_parent) / split, rank=world.rank, say=report.say)
     if config.model == "refiner":
         index.require_aesthetic()
@@ -232,7 +240,7 @@ def _index(config: TrainConfig, split: str, world: World, report: Report) -> Ind
 
 
 def _validation(config: TrainConfig, train_index: Index, frozen: Frozen, world: World, report: Report) -> Validation:
-    index = _index(config, "val", world, report) if _has_split(config, "val") else None
+    index = _index(config, frozen, "val", world, report) if _has_split(config, "val") else None
     if index is None or not len(index):
         index = train_index
         report.say("validation: the split val is empty, so the loss is taken on samples of train")
@@ -322,7 +330,7 @@ def _spike(config: TrainConfig, step: int, loss: float, spikes: SpikeDetector, u
 
 
 def _state(
-    config: TrainConfig, step: int, engine: Engine, ema: Ema, num_parameters: int, index_digest: str
+    config: TrainConfig, step: int, engine: Engine, ema: Ema, num_parameters: int, data_digest: str
 ) -> checkpoint.State:
     moments = engine.moments
     return checkpoint.State(
@@ -332,7 +340,7 @@ def _state(
         num_elements=num_parameters,
         adam_step=float(moments["step"]) if moments else 0.0,
         config=asdict(config),
-        index_digest=index_digest,
+        data_digest=data_digest,
     )
 
 

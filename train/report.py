@@ -28,9 +28,9 @@ class Report:
             self._events = SummaryWriter(str(folder / "tensorboard"))
             self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
 
-    def say(self, text: str) -> None:
-        """Print one line."""
-        if self._active:
+    def say(self, text: str | None) -> None:
+        """Print one line; None is nothing to say."""
+        if self._active and text is not None:
             print(text, flush=True)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:

@@ -16,6 +16,7 @@ KEPT = (
     "unet",
     "text_towers",
     "source",
+    "precision",
     "seed",
     "objective",
     "batch.global_batch",
@@ -29,7 +30,7 @@ KEPT = (
 """Settings that stay as they are. Steps, learning rate, ranks, micro-batch and reading may change."""
 
 
-def check_same_run(path: Path, state: State, config: TrainConfig, index_digest: str) -> None:
+def check_same_run(path: Path, state: State, config: TrainConfig, data_digest: str) -> None:
     """Raise ValueError naming what differs between a checkpoint and the settings, or the data, of now."""
     now = json.loads(json.dumps(asdict(config)))
     before = json.loads(json.dumps(state.config))
@@ -38,10 +39,11 @@ def check_same_run(path: Path, state: State, config: TrainConfig, index_digest: 
         for key in KEPT
         if _at(now, key) != _at(before, key)
     ]
-    if state.index_digest != index_digest:
-        differing.append(
-            f"the samples are not those of the checkpoint (index {index_digest}, was {state.index_digest})"
-        )
+    for what, was, is_now in zip(
+        ("set of samples", "autoencoder"), state.data_digest.split("-"), data_digest.split("-"), strict=True
+    ):
+        if was != is_now:
+            differing.append(f"another {what} than that of the checkpoint ({is_now}, was {was})")
     if differing:
         fix = "set it back, or start a new run in another folder (out)"
         raise BadInput(f"{path}: cannot continue: {'; '.join(differing)}; {fix}")

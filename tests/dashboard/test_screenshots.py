@@ -15,7 +15,13 @@ from PIL import Image
 from tests.dashboard.conftest import PROJECT, serving
 
 DEMO = PROJECT / "runs" / "demo"
-PAGES = {"funnel": "funnel", "what_if": "what-if", "browse": "browse", "duplicates": "duplicates", "training": "training"}
+PAGES = {
+    "funnel": "funnel",
+    "what_if": "what-if",
+    "browse": "browse",
+    "duplicates": "duplicates",
+    "training": "training",
+}
 """By file name: the page's place."""
 DRAWN = "document.body.dataset.ready && [...document.images].every(image => image.complete)"
 

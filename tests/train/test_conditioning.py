@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from curate.bad_input import BadInput
 from tests.train.synthetic_root import write_clip
 from train.conditioning import TextEncoder, drop_text, encode_tokens, pad
 from train.config import TextTower, TrainConfig, UNetConfig
@@ -108,7 +109,7 @@ def test_sizes_survive_a_bf16_network() -> None:
 
 def test_a_fresh_network_predicts_zero_and_learns() -> None:
     unet = build_unet(tiny_config())
-    assert all(float(layer.weight.abs().sum()) == 0.0 for layer in output_layers(unet))
+    assert all(float(layer.weight.abs().sum()) == float(layer.bias.abs().sum()) == 0.0 for layer in output_layers(unet))
     assert len(list(output_layers(unet))) == 8 + 4 + 1  # res-blocks, transformers, final convolution
     shapes = (torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 77, 80), torch.randn(1, 48))
     output = predict(unet, torch.float32, *shapes, torch.zeros(1, 6))
@@ -126,6 +127,17 @@ def test_start_from_a_folder_needs_the_same_shape(tmp_path: Path) -> None:
     wider = dataclasses.replace(config.unet, cross_attention_dim=96)
     with pytest.raises(ValueError, match="init_from"):
         build_unet(dataclasses.replace(config, unet=wider, init_from=str(tmp_path)))
+    heads = tuple(2 * number for number in config.unet.attention_heads)  # the same shapes, another function
+    with pytest.raises(BadInput, match="its attention_head_dim is"):
+        build_unet(
+            dataclasses.replace(
+                config, unet=dataclasses.replace(config.unet, attention_heads=heads), init_from=str(tmp_path)
+            )
+        )
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file(dict(list(load_file(weights).items())[1:]), weights)
+    with pytest.raises(BadInput, match="1 parameters differ from unet, first"):
+        build_unet(dataclasses.replace(config, init_from=str(tmp_path)))
     assert meta_unet(config).conv_in.weight.is_meta
 
 

@@ -13,7 +13,7 @@ from train.recipes import base
 from train.resume import check_same_run
 
 
-def state(config: TrainConfig, index: str = "one") -> State:
+def state(config: TrainConfig, data: str = "one-vae") -> State:
     return State(
         step=3,
         seed=config.seed,
@@ -21,7 +21,7 @@ def state(config: TrainConfig, index: str = "one") -> State:
         num_elements=1,
         adam_step=3.0,
         config=dataclasses.asdict(config),
-        index_digest=index,
+        data_digest=data,
     )
 
 
@@ -38,13 +38,15 @@ def state(config: TrainConfig, index: str = "one") -> State:
 def test_what_would_change_the_numbers_is_refused_by_name(changes: dict, told: str) -> None:
     config = base()
     with pytest.raises(ValueError, match=f"cannot continue: {told}.*start a new run in another folder"):
-        check_same_run(Path("step-3"), state(config), dataclasses.replace(config, **changes), "one")
+        check_same_run(Path("step-3"), state(config), dataclasses.replace(config, **changes), "one-vae")
 
 
 def test_other_data_is_refused_and_another_cluster_is_not() -> None:
     config = base()
-    with pytest.raises(ValueError, match=r"the samples are not those of the checkpoint \(index two, was one\)"):
-        check_same_run(Path("step-3"), state(config), config, "two")
+    with pytest.raises(ValueError, match=r"another set of samples than that of the checkpoint \(two, was one\)"):
+        check_same_run(Path("step-3"), state(config), config, "two-vae")
+    with pytest.raises(ValueError, match=r"another autoencoder than that of the checkpoint \(other, was vae\)"):
+        check_same_run(Path("step-3"), state(config), config, "one-other")
     elsewhere = dataclasses.replace(
         config,
         batch=dataclasses.replace(config.batch, micro_batch=2, grad_accumulation=4),
@@ -52,4 +54,4 @@ def test_other_data_is_refused_and_another_cluster_is_not() -> None:
         steps=7,
         ranks=3,
     )
-    check_same_run(Path("step-3"), state(config), elsewhere, "one")
+    check_same_run(Path("step-3"), state(config), elsewhere, "one-vae")
