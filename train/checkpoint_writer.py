@@ -66,6 +66,11 @@ class Writer:
         """Whether this rank could not write; `finish` then raises on all ranks."""
         return self._error is not None
 
+    @property
+    def busy(self) -> bool:
+        """Whether this rank is writing."""
+        return self._thread is not None and self._thread.is_alive()
+
     def save(self, engine: Engine, ema: Ema, state: State) -> str:
         """Copy the vectors, begin to write them, and return where the checkpoint will be.
 
@@ -82,7 +87,7 @@ class Writer:
         if self._thread is None:
             return
         while True:
-            busy, failed = self._on_any_rank(self._thread.is_alive(), self.failed)
+            busy, failed = self._on_any_rank(self.busy, self.failed)
             if failed:
                 self._fail()
             if not busy:

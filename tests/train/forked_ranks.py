@@ -2,8 +2,9 @@
 
     python -m tests.train.forked_ranks PLAN.json
 
-The plan is a list of launches: `config` (a YAML file), `ranks`, `words` (flags), and perhaps `kill`: the `rank` that
-sends SIGKILL to all of them in its optimiser step `in_step`, or halfway through writing its part of `in_checkpoint`.
+The plan is a list of launches: `config` (a YAML file), `ranks`, `words` (flags), perhaps `copy` (a checkpoint and the
+folder that it is first copied to), and perhaps `kill`: the `rank` that sends SIGKILL to all of them in its optimiser
+step `in_step`, or halfway through writing its part of `in_checkpoint`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -23,7 +25,9 @@ from unittest import mock
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed  # noqa: E402, F401
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401 - what ranks would import, each for itself
+import open_clip  # noqa: E402, F401
+import torch.utils.tensorboard  # noqa: E402, F401
 
 from train.checkpoint_store import Store  # noqa: E402
 from train.data import Loader  # noqa: E402
@@ -34,6 +38,8 @@ from train.settings import read_train_settings  # noqa: E402
 
 def main(plan: list[dict[str, Any]]) -> None:
     for launch in plan:
+        if "copy" in launch:
+            shutil.copytree(*launch["copy"])
         wanted = [-signal.SIGKILL if "kill" in launch else 0] * launch["ranks"]
         codes = run(launch)
         if codes != wanted:
