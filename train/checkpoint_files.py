@@ -122,7 +122,7 @@ def read_range(checkpoint: str | os.PathLike[str], name: str, start: int, size: 
 
 
 def _safetensors(vectors: dict[str, torch.Tensor]) -> Iterator[memoryview]:
-    """Yield a safetensors file by pieces: the library's own writer keeps Python's lock until the last byte.
+    """Yield a safetensors file by pieces: the library writes local files only, and would have to be read back to hash.
 
     Format: https://huggingface.co/docs/safetensors, eight bytes with the header's length, the header, the data.
     """

@@ -31,7 +31,7 @@ from torch import nn  # noqa: E402
 from train.checkpoint import State, Writer  # noqa: E402
 from train.config import BatchConfig  # noqa: E402
 from train.ema import Ema  # noqa: E402
-from train.engine import Engine, start_world  # noqa: E402
+from train.engine import Engine, World, start_world  # noqa: E402
 from train.recipes import base  # noqa: E402
 
 WIDTH, LR = 1024, 1e-4
@@ -49,12 +49,15 @@ def main() -> None:
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("MASTER_PORT", "29511")
-    with tempfile.TemporaryDirectory(prefix="bench-checkpoint-") as folder:
-        measure(args, args.folder or folder)
-
-
-def measure(args: argparse.Namespace, folder: str) -> None:
     world = start_world()
+    with tempfile.TemporaryDirectory(prefix="bench-checkpoint-") as temporary:
+        folder = [args.folder or temporary]
+        dist.broadcast_object_list(folder, src=0)
+        measure(args, folder[0], world)
+    dist.destroy_process_group()
+
+
+def measure(args: argparse.Namespace, folder: str, world: World) -> None:
     layers = max(1, round(args.parameters / (WIDTH * WIDTH + WIDTH)))
     network = nn.Sequential(*[nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU()) for _ in range(layers)])
     batch = BatchConfig(global_batch=world.size, micro_batch=1)
@@ -71,7 +74,6 @@ def measure(args: argparse.Namespace, folder: str) -> None:
         for way in WAYS:
             print(json.dumps(run.line(way)), flush=True)
     dist.barrier()
-    dist.destroy_process_group()
 
 
 class Run:
