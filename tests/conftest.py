@@ -51,3 +51,7 @@ def s3(monkeypatch):
     yield fs
     urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"")  # moto keeps buckets for each process
     server.stop()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep the screenshots of the demo's dashboard there")
