@@ -265,7 +265,9 @@ class TrainConfig:
     root: str | None = None
     """Folder (fsspec URL) with the shards; `<root>/train/<model>` takes what training makes."""
     out: str | None = None
-    """Local folder for checkpoints and logs; null means `<root>/train/<model>`."""
+    """Local folder for logs, run.json and the averaged weights; null means `<root>/train/<model>`."""
+    checkpoints: str | None = None
+    """Folder (fsspec URL) for checkpoints, seen by all ranks; null means `<out>/checkpoints`."""
     model: Literal["base", "refiner"]
     """Which of the two networks."""
     unet: UNetConfig
@@ -301,7 +303,7 @@ class TrainConfig:
     ema_decay: float = 0.9999
     """Decay of the averaged weights, reached through min(decay, (1 + n) / (10 + n))."""
     checkpoint_every_steps: int = 1000
-    """Steps between checkpoints; the last step always writes one."""
+    """Steps between checkpoints, which are written while the steps go on; the last step always writes one."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept."""
     validate_every_steps: int = 5000
@@ -344,7 +346,8 @@ class TrainConfig:
         fix = "name the folder of a diffusers AutoencoderKL"
         require(self.vae is not None, f"train.{self.model}.vae", self.vae, fix)
         local = "://" not in self.out_folder
-        require(local, "out", self.out_folder, "checkpoints go to a local or shared folder: set train.<model>.out")
+        fix = "logs go to a local or shared folder: set train.<model>.out; checkpoints may go to a URL (checkpoints)"
+        require(local, "out", self.out_folder, fix)
 
     @property
     def data_root(self) -> str:
@@ -365,5 +368,10 @@ class TrainConfig:
 
     @property
     def out_folder(self) -> str:
-        """Folder for checkpoints, logs and run.json."""
+        """Folder for logs and run.json."""
         return self.out or f"{self.root}/train/{self.model}"
+
+    @property
+    def checkpoints_folder(self) -> str:
+        """Folder or URL of the checkpoints."""
+        return (self.checkpoints or f"{self.out_folder}/checkpoints").rstrip("/")

@@ -89,7 +89,8 @@ class Engine:
         with torch.no_grad():
             self.master.copy_(master)
         self.zero.optimizer.state[self.master] = {
-            name: tensor.to(self.master.device) if tensor.ndim else tensor.clone() for name, tensor in moments.items()
+            name: tensor.to(self.master.device)
+            for name, tensor in moments.items()  # the fused kernel's counter, too
         }
         self.zero.update_lp_params()
 

@@ -23,19 +23,19 @@ import torch
 import torch.distributed as dist
 
 from curate.bad_input import BadInput
-from train import checkpoint
+from train.checkpoint import Writer
 from train.config import OptimizerConfig, TrainConfig
 from train.data import Loader, dropped
-from train.ema import Ema
+from train.ema import Ema, export_ema
 from train.engine import Engine, World, start_world
 from train.index import Index
 from train.index_build import IndexOf, splits_of
 from train.index_ready import ready_index
-from train.model import build_unet, count_parameters, load_flat, predict
+from train.model import build_unet, count_parameters, predict
 from train.objective import Frozen, Objective
 from train.read_ahead import cache_advice
 from train.report import Report
-from train.resume import check_same_run
+from train.resume import continue_run, state_of
 from train.samples import check_data
 from train.validation import Validation
 from train.watch import SpikeDetector, Watchdog
@@ -93,12 +93,8 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     objective = Objective(config, frozen, functools.partial(predict, engine.engine, engine.dtype))
 
     # Resume
-    first_step = 0
-    found = _agree_on_checkpoint(folder / "checkpoints", resume, world)
-    if found is not None:
-        check_same_run(found, checkpoint.read_state(found), config, data_digest)
-        first_step = checkpoint.restore(found, engine, ema).step
-        report.say(f"continuing after step {first_step} from {found}")
+    writer = Writer(config.checkpoints_folder, world, config.keep_checkpoints)
+    first_step = continue_run(config, resume, engine, ema, data_digest, report.say)
     record = _record(config, frozen, num_parameters, world, len(train_index), num_dropped)
     record["val_loss_before"] = _before(engine, ema, validation, objective, folder, first_step, report)
     report.run_json(record)
@@ -130,11 +126,13 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             ema.update(engine.master)
         step += 1
 
-        # What all ranks must know: the loss, and whether one of them was asked to stop
-        mean_loss, stopped = _share(torch.stack(losses).mean(), stop_requested(), world)
+        # What all ranks must know: the loss, and whether one of them was asked to stop or could not write
+        mean_loss, stopped = _share(torch.stack(losses).mean(), stop_requested() or writer.failed, world)
         if not (stepped.applied and math.isfinite(mean_loss)):
+            writer.finish()  # the run may end here
             _non_finite(config, step, mean_loss, stepped.grad_norm, uids, world)
         elif spikes.spikes(mean_loss):
+            writer.finish()
             _spike(config, step, mean_loss, spikes, uids, world)
 
         # Status
@@ -146,24 +144,19 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
 
         # Checkpoint and validation
         if step % config.checkpoint_every_steps == 0 or step == config.steps or stopped:
-            saved = checkpoint.save(
-                folder / "checkpoints",
-                engine,
-                ema,
-                _state(config, step, engine, ema, num_parameters, data_digest),
-                config.keep_checkpoints,
-            )
+            saved = writer.save(engine, ema, state_of(config, step, engine, ema, data_digest))
         if config.validate_every_steps and step % config.validate_every_steps == 0 and step < config.steps:
             report.metrics(step, {"val_loss": _validate(engine, ema, validation, objective)})
         watchdog.fed()
 
     # End
+    writer.finish()
     watchdog.off()
     if stopped and step < config.steps:
         report.say(f"stopped after step {step}; the same command continues from {saved}")
     else:
         record["val_loss_after"] = _validate(engine, ema, validation, objective)
-        _export_ema(config, engine, ema, folder / "unet_ema")
+        export_ema(config, engine, ema, folder / "unet_ema")
         _sum_up(record, report)
     record |= {"steps_done": step, "seconds": round(time.monotonic() - started, 1)}
     record["bad_samples"] = _bad_samples(loader, world, report)
@@ -261,15 +254,6 @@ def _bad_samples(loader: Loader, world: World, report: Report) -> dict[str, int]
     return dict(total)
 
 
-def _agree_on_checkpoint(folder: Path, resume: str, world: World) -> Path | None:
-    """Let rank 0 verify and choose, so that all ranks continue from the same one."""
-    if resume == "none" and any(folder.glob("step-*")):
-        raise BadInput(f"--resume none: {folder} holds checkpoints; move them away, or set train.<model>.out")
-    chosen: list[Path | None] = [checkpoint.find(folder, resume) if world.rank == 0 else None]
-    dist.broadcast_object_list(chosen, src=0)
-    return chosen[0]
-
-
 def _before(
     engine: Engine,
     ema: Ema,
@@ -329,21 +313,6 @@ def _spike(config: TrainConfig, step: int, loss: float, spikes: SpikeDetector, u
         print(f"loss spike at {text}", flush=True)
 
 
-def _state(
-    config: TrainConfig, step: int, engine: Engine, ema: Ema, num_parameters: int, data_digest: str
-) -> checkpoint.State:
-    moments = engine.moments
-    return checkpoint.State(
-        step=step,
-        seed=config.seed,
-        ema_updates=ema.num_updates,
-        num_elements=num_parameters,
-        adam_step=float(moments["step"]) if moments else 0.0,
-        config=asdict(config),
-        data_digest=data_digest,
-    )
-
-
 def _record(
     config: TrainConfig, frozen: Frozen, num_parameters: int, world: World, num_samples: int, num_dropped: int
 ) -> dict[str, Any]:
@@ -358,16 +327,6 @@ def _record(
         "scaling_factor": frozen.scaling_factor,
         "text_towers_untrained": any(tower.weights is None for tower in config.text_towers),
     }
-
-
-def _export_ema(config: TrainConfig, engine: Engine, ema: Ema, folder: Path) -> None:
-    """Write the averaged weights as a diffusers U-Net folder."""
-    flat = engine.gather_on_first_rank(ema.part)
-    if flat is None:
-        return
-    unet = build_unet(config)
-    load_flat(unet, flat)
-    unet.save_pretrained(folder)
 
 
 def _sum_up(record: dict[str, Any], report: Report) -> None:

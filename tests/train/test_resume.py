@@ -1,4 +1,4 @@
-"""A checkpoint is continued by the run that wrote it, or refused by name."""
+"""A checkpoint is continued by the run that wrote it, or refused by name; none is lost sight of."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from train.checkpoint import State
+from tests.train.saving import numbers, one_rank, state_at
+from train.checkpoint import State, save
 from train.config import LoaderConfig, OrderConfig, TrainConfig
 from train.recipes import base
-from train.resume import check_same_run
+from train.resume import agree_on_checkpoint, check_same_run
 
 
 def state(config: TrainConfig, data: str = "one-vae") -> State:
@@ -55,3 +56,21 @@ def test_other_data_is_refused_and_another_cluster_is_not() -> None:
         ranks=3,
     )
     check_same_run(Path("step-3"), state(config), elsewhere, "one-vae")
+
+
+def test_what_auto_would_later_go_on_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path)
+    with one_rank():
+        world = state_at(0)[0].world
+        assert agree_on_checkpoint(folder, "auto", world) is None
+        assert agree_on_checkpoint(folder, "none", world) is None
+        old, new = (save(folder, *state_at(step), numbers(step), 9) for step in (2, 4))  # type: ignore[arg-type]
+        assert agree_on_checkpoint(folder, "auto", world) == agree_on_checkpoint(folder, new, world) == new
+        with pytest.raises(ValueError, match="--resume none: .* holds checkpoints; move them away"):
+            agree_on_checkpoint(folder, "none", world)
+        with pytest.raises(ValueError, match="--resume .*step-00000002: .*step-00000004 are of later steps; move them"):
+            agree_on_checkpoint(folder, old, world)
+        assert agree_on_checkpoint(f"{folder}/elsewhere", old, world) == old  # another run's, to begin with
+        Path(new, "manifest.json").unlink()
+        assert agree_on_checkpoint(folder, "auto", world) == old
+        assert f"{new}: no manifest.json" in capsys.readouterr().out
