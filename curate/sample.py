@@ -45,6 +45,7 @@ DOWNLOAD_ERROR = "download_error"
 # What the owner does not want
 OPT_OUT_UNKNOWN = "opt_out_unknown"
 OPT_OUT_ROBOTS_TXT = "opt_out_robots_txt"
+OPT_OUT_ROBOTS_USAGE = "opt_out_robots_usage"
 OPT_OUT_TDMREP = "opt_out_tdmrep"
 OPT_OUT_X_ROBOTS_TAG = "opt_out_x_robots_tag"
 OPT_OUT_TDM_HEADER = "opt_out_tdm_header"

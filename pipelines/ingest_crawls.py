@@ -17,10 +17,11 @@ from curate import sample
 from curate.bad_input import BadInput
 from curate.config import CurationConfig, IngestConfig, WebSource
 from curate.crawl import download, lists
+from curate.crawl.limits import Limits
 from curate.crawl.retry import Tried, next_run_at_s
 from pipelines.crawl_report import Watch
 from pipelines.progress import Progress
-from pipelines.runner import Fragment, Made, Report, Runner, Step, WouldMake, say
+from pipelines.runner import Fragment, Made, Report, Runner, Shared, Step, WouldMake, say
 from pipelines.store import Root, digest, fragments, parquet_bytes, scratch_file, table_file
 from pipelines.taken_down import read_taken_down
 from schemas import samples, urls
@@ -171,13 +172,15 @@ def _download(runner: Runner, rows: dict[str, pa.Table], chunks: list[Chunk]) ->
     """Download the rounds, by name, unless an interrupted run has; return their shards, and what alarms said."""
     stems: dict[str, str] = {}
     alarms = []
+    limits = runner.shared(Limits, "exchange", runner.config.ingest.requests_per_host) if rows else None
     for source in sorted({chunk.source for chunk in chunks}):
         folder = runner.root.fs.unstrip_protocol(runner.root.path(_download_folder(source)))
         names = {chunk.fetches(chunk.rounds).name for chunk in chunks if chunk.source == source}
         wanted = {name: rows[name] for name in sorted(names & rows.keys()) if len(rows[name])}
         download.discard_cut_off(folder)
         if left := {name: wanted[name] for name in wanted.keys() - download.finished(folder).keys()}:
-            alarms += _ask(runner, source, dict(sorted(left.items())))
+            assert limits is not None
+            alarms += _ask(runner, source, dict(sorted(left.items())), limits)
         found = download.finished(folder)
         if lost := sorted(wanted.keys() - found.keys()):
             raise RuntimeError(f"img2dataset did not finish shard {lost[0]}: run the command again")
@@ -185,20 +188,18 @@ def _download(runner: Runner, rows: dict[str, pa.Table], chunks: list[Chunk]) ->
     return stems, alarms
 
 
-def _ask(runner: Runner, source: str, rows: dict[str, pa.Table]) -> list[str]:
+def _ask(runner: Runner, source: str, rows: dict[str, pa.Table], limits: Shared) -> list[str]:
     work = f"{_download_folder(source)}/{digest(sorted(rows))}"
     for name, listed in rows.items():
         chunk = pa.array([name] * len(listed), pa.string())
         runner.root.write(f"{work}-lists/{name}.parquet", parquet_bytes(listed.append_column("chunk", chunk)))
     runner.root.remove(f"{work}-alarm.txt")
-    processes = max(1, min(len(rows), int(runner.ray().cluster_resources().get("CPU", 1))))
     folder = runner.root.fs.unstrip_protocol(runner.root.path(work))
     log = Path(tempfile.gettempdir()) / f"darkroom-img2dataset-{source}.log"
     count = sum(map(len, rows.values()))
     say(f"download {source}: {count:,} rows in {len(rows)} shards; img2dataset's own output is in {log}")
-    per_host = max(1, runner.config.ingest.requests_per_host // processes)
     with Progress(f"download {source}", len(rows), 0) as progress, Watch(folder, progress):
-        download.download(f"{folder}-lists", folder, runner.config.ingest, per_host, log)
+        download.download(f"{folder}-lists", folder, runner.config.ingest, limits, log)
     said = download.alarm(folder)
     return [] if said is None else [f"crawl {source}: {said}"]
 

@@ -151,6 +151,11 @@ class Runner:
             self._ray = _start_ray(self.config)
         return self._ray
 
+    def shared(self, kind: Callable[..., Any], method: str, *arguments: Any) -> Shared:
+        """Return a method of one object, made by kind(*arguments), that every process of the run can call."""
+        actor = self.ray().remote(num_cpus=0, max_restarts=3, max_task_retries=3)(_Kept)
+        return Shared(actor.remote(kind, method, arguments))
+
     def _make(self, step: Step, missing: Sequence[Fragment], keys: dict[str, str]) -> Iterator[Receipt]:
         if not missing:
             return
@@ -178,6 +183,26 @@ class Runner:
             "versions": versions(),
             "git_commit": git_commit(),
         }
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Calls an object that lives in a process of its own, for as long as whoever made it keeps this."""
+
+    actor: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(self.actor.call.remote(*arguments))
+
+
+class _Kept:
+    def __init__(self, kind: Callable[..., Any], method: str, arguments: tuple) -> None:
+        self._method = getattr(kind(*arguments), method)
+
+    def call(self, *arguments: Any) -> Any:
+        return self._method(*arguments)
 
 
 class Pool:

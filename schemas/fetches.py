@@ -7,7 +7,7 @@ from schemas.samples import ANSWER
 
 SCHEMA = table(
     "fetches",
-    1,
+    2,
     [
         column("uid", pa.string(), "key"),
         column("host", pa.string(), "host of the URL, with the port where it is an unusual one"),

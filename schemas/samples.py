@@ -8,6 +8,7 @@ ANSWER = [
     column("http_status", pa.int16(), "status of the last answer; null without one"),
     column("final_url", pa.string(), "where redirects led; null without any"),
     column("robots_txt", pa.string(), "allowed or disallowed; none without robots.txt; null unread"),
+    column("robots_usage", pa.string(), "Content-Usage of robots.txt: refused or not; none without; null unread"),
     column("tdmrep", pa.string(), "1 reserved, 0 not reserved; none without tdmrep.json; null unread"),
     column("x_robots_tag", pa.string(), "X-Robots-Tag as it came; null without one"),
     column("tdm_reservation", pa.string(), "tdm-reservation as it came; null without one"),
@@ -18,7 +19,7 @@ ANSWER = [
 
 SCHEMA = table(
     "samples",
-    2,
+    3,
     [
         column("uid", pa.string(), "identity: hash of source, key or URL, and caption", unit="32 hex characters"),
         column("source", pa.string(), "name of the source in the configuration"),

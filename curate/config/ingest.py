@@ -33,7 +33,7 @@ class WebSource:
     """Keep it out of training, and with it every picture near one of its own."""
 
 
-CONSENT_SIGNALS = ("robots_txt", "tdmrep", "x_robots_tag", "tdm_header", "content_usage", "c2pa")
+CONSENT_SIGNALS = ("robots_txt", "robots_usage", "tdmrep", "x_robots_tag", "tdm_header", "content_usage", "c2pa")
 
 
 RETRIED = (
@@ -147,7 +147,7 @@ class IngestConfig:
     retry: tuple[RetryPolicy, ...] = RETRIES
     """Classes of failure that are asked again, in this run and in later ones; the others never are."""
     longest_wait_s: float = 20
-    """Longest pause within a run; whoever asks for a longer one is asked in a later run."""
+    """Longest pause within a run, for a Crawl-delay, too; whoever asks for a longer one is asked in a later run."""
     max_bytes: int = 20_000_000
     """Larger files are not read to their end, compressed answers not decompressed to theirs."""
     max_redirects: int = 5
@@ -157,7 +157,7 @@ class IngestConfig:
     allowed_networks: tuple[str, ...] = ()
     """Networks beside the public internet that may be asked, on any port, such as 127.0.0.0/8 for a demonstration."""
     requests_per_host: int = 8
-    """Concurrent requests to one host from all processes of the run, though each of them may make one."""
+    """Concurrent requests to one host from all processes of the run; one in its Crawl-delay where it has one."""
     host_failures: int = 20
     """Failures in a row after which a host is left alone for a while."""
     host_pause_s: float = 120
@@ -171,7 +171,8 @@ class IngestConfig:
     contact: str | None = None
     """Page or e-mail address in the User-Agent header, for the owners of the sites."""
     consent: tuple[str, ...] = CONSENT_SIGNALS
-    """Signals that exclude an image: robots_txt, tdmrep, x_robots_tag, tdm_header, content_usage, c2pa."""
+    """Signals that exclude an image: robots_txt, robots_usage (Content-Usage there), tdmrep, x_robots_tag, tdm_header,
+    content_usage, c2pa."""
     opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noml", "noindex", "noimageindex")
     """X-Robots-Tag directives that exclude an image."""
     allowed_licenses: tuple[str, ...] | None = None

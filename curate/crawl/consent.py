@@ -39,6 +39,28 @@ def content_usage_opt_out(values: Sequence[str]) -> str | None:
     return None
 
 
+def usage_rules(robots_txt: str) -> str | None:
+    """Return a robots.txt that allows just what the Content-Usage rules of another refuse; None without such rules.
+
+    A rule holds for its group and the longest path that fits, and of equal paths the refusal
+    (draft-ietf-aipref-attach, 3), as Allow does over Disallow (RFC 9309, 2.2.2): so a refusal
+    becomes Allow, and all else Disallow. Whoever reads the result needs no rules of its own.
+    """
+    lines, found = ["User-agent: *", "Disallow: /"], False
+    for line in robots_txt.splitlines():
+        name, _, value = line.partition("#")[0].partition(":")
+        field, value = name.strip().lower(), value.strip()
+        if field.startswith(("user-agent", "useragent", "user agent")):
+            lines.append(line)
+        elif field and not field.startswith(("sitemap", "host")):
+            lines.append("Disallow: /")
+        if field == "content-usage":
+            found = True
+            path, said = [*value.split(None, 1), ""][:2] if value.startswith("/") else ("/", value)
+            lines.append(f"{'Allow' if content_usage_opt_out([said]) else 'Disallow'}: {path}")
+    return "\n".join(lines) if found else None
+
+
 def tdm_reserved(values: Sequence[str]) -> bool:
     """Return whether the tdm-reservation header (W3C TDMRep) reserves the rights."""
     return any(value.strip() == "1" for value in values)

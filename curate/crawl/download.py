@@ -31,6 +31,7 @@ from curate import sample
 from curate.config import IngestConfig
 from curate.crawl.alarm import ALARMING, Alarm
 from curate.crawl.fetcher import SIGNALS, Fetcher, Outcome
+from curate.crawl.limits import Exchange
 from curate.tar import TarShard
 
 OUTCOMES = pa.schema(
@@ -60,12 +61,13 @@ WRITTEN = pa.schema(
 )
 
 
-def download(input_folder: str, output_folder: str, config: IngestConfig, requests_per_host: int, log: Path) -> None:
+def download(input_folder: str, output_folder: str, config: IngestConfig, exchange: Exchange, log: Path) -> None:
     """Download every list (uid, url, chunk) in a folder with img2dataset's Ray distributor; one shard for each.
 
-    Bytes are kept as they came. Ray must be running in this process. Shards that an interrupted
-    call finished are kept. What img2dataset and its processes print goes to `log`. Where the alarm
-    went off, `alarm(output_folder)` says why.
+    Bytes are kept as they came. `exchange` goes to every process and leads to the limits of the
+    hosts. Ray must be running in this process. Shards that an interrupted call finished are kept.
+    What img2dataset and its processes print goes to `log`. Where the alarm went off,
+    `alarm(output_folder)` says why.
     """
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import would ask the network for its newest version
     import img2dataset
@@ -73,7 +75,7 @@ def download(input_folder: str, output_folder: str, config: IngestConfig, reques
     program = sys.modules["img2dataset.main"]  # as an attribute, the name is a function
     theirs = program.Downloader, program.LoggerProcess  # type: ignore[attr-defined]
     before = signal.getsignal(signal.SIGINT)
-    guarded = partial(_guarded, theirs[0], config, requests_per_host)
+    guarded = partial(_guarded, theirs[0], config, exchange)
     program.Downloader, program.LoggerProcess = guarded, _NoLogger  # type: ignore[attr-defined]
     try:
         with _stdout_to(log):
@@ -96,22 +98,22 @@ def download(input_folder: str, output_folder: str, config: IngestConfig, reques
         signal.signal(signal.SIGINT, before)
 
 
-def _guarded(theirs: Any, settings: IngestConfig, requests_per_host: int, **options: Any) -> GuardedDownloader:
-    return GuardedDownloader(theirs(**options | {"sample_writer_class": _Writer}), settings, requests_per_host)
+def _guarded(theirs: Any, settings: IngestConfig, exchange: Exchange, **options: Any) -> GuardedDownloader:
+    return GuardedDownloader(theirs(**options | {"sample_writer_class": _Writer}), settings, exchange)
 
 
 class GuardedDownloader:
     """img2dataset's shard worker with another fetch: it runs in Ray's processes in its place."""
 
-    def __init__(self, inner: Any, settings: IngestConfig, requests_per_host: int) -> None:
-        self._inner, self._settings, self._requests_per_host = inner, settings, requests_per_host
+    def __init__(self, inner: Any, settings: IngestConfig, exchange: Exchange) -> None:
+        self._inner, self._settings, self._exchange = inner, settings, exchange
 
     def __call__(self, task: tuple[int, str]) -> Any:
         """Download one shard (number, Arrow file of its rows); returns img2dataset's (success, task)."""
         fs, path = fsspec.core.url_to_fs(task[1])
         with fs.open(path, "rb") as file:
             uids = pa.ipc.open_file(file).read_all()["uid"].to_pylist()
-        shard = _Shard(_fetcher(self._settings, self._requests_per_host), self._settings, self._inner.output_folder)
+        shard = _Shard(_fetcher(self._settings, self._exchange), self._settings, self._inner.output_folder)
         module = sys.modules[type(self._inner).__module__]
         theirs = module.download_image_with_retry  # type: ignore[attr-defined]
         module.download_image_with_retry = shard.fetch  # type: ignore[attr-defined]
@@ -126,9 +128,9 @@ class GuardedDownloader:
 
 
 @cache
-def _fetcher(settings: IngestConfig, requests_per_host: int) -> Fetcher:
+def _fetcher(settings: IngestConfig, exchange: Exchange) -> Fetcher:
     """One for each process: what it knows of hosts outlives a shard."""
-    return Fetcher(settings, requests_per_host)
+    return Fetcher(settings, exchange)
 
 
 class _Writer:

@@ -20,6 +20,7 @@ from curate.crawl.addresses import Resolver
 from curate.crawl.connections import CLOCK, pools
 from curate.crawl.errors import FetchError
 from curate.crawl.hosts import Hosts
+from curate.crawl.limits import Exchange
 
 REDIRECT = frozenset({301, 302, 303, 307, 308})
 DEFAULT_PORT = {"http": 80, "https": 443}
@@ -42,13 +43,13 @@ class Reply:
 
 
 class Web:
-    """GETs of one process: pools, names and hosts are shared by its threads."""
+    """GETs of one process: pools, names and hosts are shared by its threads; the limits of hosts, by all processes."""
 
-    def __init__(self, settings: IngestConfig, requests_per_host: int) -> None:
+    def __init__(self, settings: IngestConfig, exchange: Exchange) -> None:
         resolver = Resolver(allowed_networks=settings.allowed_networks, ports=settings.ports)
-        self._pools = pools(resolver, timeout_s=settings.timeout_s, per_host=requests_per_host)
+        self._pools = pools(resolver, timeout_s=settings.timeout_s, per_host=settings.requests_per_host)
         self._hosts = Hosts(
-            at_once=requests_per_host,
+            exchange,
             failures=settings.host_failures,
             pause_s=settings.host_pause_s,
             longest_wait_s=settings.longest_wait_s,
@@ -73,6 +74,10 @@ class Web:
                 return reply
             target = parsed(urljoin(target.url, reply))
         raise FetchError(sample.REDIRECTS, f"more than {self._max_redirects} redirects")
+
+    def space(self, host: str, delay_s: float) -> None:
+        """Make one request to the host (as `place` has it) in `delay_s` seconds from now on."""
+        self._hosts.space(host, delay_s)
 
     def _hop(self, target: Url, max_bytes: int, before_body: Headers | None) -> Reply | str:
         """Return the answer, or where it redirects to."""

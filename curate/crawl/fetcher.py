@@ -15,13 +15,14 @@ from curate.crawl import c2pa
 from curate.crawl.consent import content_usage_opt_out, tdm_reserved, x_robots_opt_out
 from curate.crawl.errors import FetchError
 from curate.crawl.fetch import Web, parsed, place
+from curate.crawl.limits import Exchange
 from curate.crawl.retry import pause_in_run_s
 from curate.crawl.sites import Sites
 
 MOST_HEADER_CHARS = 500
 HEADERS = {"x_robots_tag": "X-Robots-Tag", "tdm_reservation": "tdm-reservation", "content_usage": "Content-Usage"}
 """Column and the header that it holds."""
-SIGNALS = ("robots_txt", "tdmrep", *HEADERS, "c2pa_training_mining")
+SIGNALS = ("robots_txt", "robots_usage", "tdmrep", *HEADERS, "c2pa_training_mining")
 
 
 @dataclass(kw_only=True)
@@ -47,10 +48,10 @@ class Outcome:
 class Fetcher:
     """Fetches URLs under the settings; its threads share connections, names, hosts and their files."""
 
-    def __init__(self, settings: IngestConfig, requests_per_host: int) -> None:
+    def __init__(self, settings: IngestConfig, exchange: Exchange) -> None:
         self._settings = settings
         self._policies = {policy.status: policy for policy in settings.retry}
-        self._web = Web(settings, requests_per_host)
+        self._web = Web(settings, exchange)
         self._sites = Sites(self._web, settings.user_agent_token, settings.consent)
 
     def fetch(self, url: str, stopped: Callable[[], bool] = lambda: False) -> tuple[bytes | None, Outcome]:
@@ -58,7 +59,7 @@ class Fetcher:
         started = time.monotonic()
         for attempt in range(self._settings.retries + 1):
             data, outcome = self._once(url)
-            outcome.requests = attempt + 1
+            outcome.requests = attempt + outcome.counted
             pause_s = pause_in_run_s(
                 self._policies.get(outcome.status), attempt, outcome.retry_after_s, self._settings.longest_wait_s
             )
@@ -87,6 +88,7 @@ class Fetcher:
             outcome.status, outcome.error = error.status, error.message
             outcome.http_status = error.http_status or outcome.http_status
             outcome.retry_after_s = error.retry_after_s
+            outcome.counted = error.status != sample.NOT_REQUESTED
             return None, outcome
 
     def _heed_headers(self, response: urllib3.BaseHTTPResponse, outcome: Outcome) -> None:

@@ -12,9 +12,9 @@ from protego import Protego
 from urllib3.util import Url
 
 from curate import sample
-from curate.crawl.consent import is_reserved, read_tdmrep
+from curate.crawl.consent import is_reserved, read_tdmrep, usage_rules
 from curate.crawl.errors import FetchError
-from curate.crawl.fetch import Web
+from curate.crawl.fetch import Web, place
 
 KNOWN_FOR_S = 86_400.0
 """RFC 9309, 2.4: robots.txt is not used from a cache for more than a day."""
@@ -33,6 +33,8 @@ UNKNOWN = frozenset(
 class _Site:
     known_until: float = 0.0
     robots: Protego | None = None
+    usage: Protego | None = None
+    """Allows what robots.txt does not want to be used."""
     reserved: list[str] | None = None
     trouble: FetchError | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -43,29 +45,45 @@ class Sites:
 
     def __init__(self, web: Web, token: str, consent: Collection[str]) -> None:
         self._web, self._token = web, token
-        self._reads_robots, self._reads_tdmrep = "robots_txt" in consent, "tdmrep" in consent
+        self._heeds_robots, self._heeds_usage = "robots_txt" in consent, "robots_usage" in consent
+        self._reads_tdmrep = "tdmrep" in consent
         self._sites: OrderedDict[str, _Site] = OrderedDict()
         self._lock = threading.Lock()
 
     def check(self, target: Url, found: dict[str, str | None]) -> None:
         """Note in `found` what the host's files say of a URL; raises FetchError where they exclude it."""
-        if not (self._reads_robots or self._reads_tdmrep):
+        if not (self._heeds_robots or self._heeds_usage or self._reads_tdmrep):
             return
-        site = self._known(f"{target.scheme}://{target.netloc}")
+        site = self._known(target)
         if site.trouble is not None:
             raise site.trouble.again()
-        if self._reads_robots:
-            allowed = site.robots is None or site.robots.can_fetch(target.url, self._token)
-            found["robots_txt"] = "none" if site.robots is None else "allowed" if allowed else "disallowed"
-            if not allowed:
-                raise FetchError(sample.OPT_OUT_ROBOTS_TXT, "robots.txt disallows it")
+        if self._heeds_robots:
+            self._check_robots(site, target, found)
+        if self._heeds_usage:
+            self._check_usage(site, target, found)
         if self._reads_tdmrep:
-            reserved = site.reserved is not None and is_reserved(target.request_uri, site.reserved)
-            found["tdmrep"] = "none" if site.reserved is None else "1" if reserved else "0"
-            if reserved:
-                raise FetchError(sample.OPT_OUT_TDMREP, "tdmrep.json reserves it")
+            self._check_tdmrep(site, target, found)
 
-    def _known(self, origin: str) -> _Site:
+    def _check_robots(self, site: _Site, target: Url, found: dict[str, str | None]) -> None:
+        allowed = site.robots is None or site.robots.can_fetch(target.url, self._token)
+        found["robots_txt"] = "none" if site.robots is None else "allowed" if allowed else "disallowed"
+        if not allowed:
+            raise FetchError(sample.OPT_OUT_ROBOTS_TXT, "robots.txt disallows it")
+
+    def _check_usage(self, site: _Site, target: Url, found: dict[str, str | None]) -> None:
+        refused = site.usage is not None and site.usage.can_fetch(target.url, self._token)
+        found["robots_usage"] = "none" if site.usage is None else "refused" if refused else "not refused"
+        if refused:
+            raise FetchError(sample.OPT_OUT_ROBOTS_USAGE, "Content-Usage in robots.txt refuses training")
+
+    def _check_tdmrep(self, site: _Site, target: Url, found: dict[str, str | None]) -> None:
+        reserved = site.reserved is not None and is_reserved(target.request_uri, site.reserved)
+        found["tdmrep"] = "none" if site.reserved is None else "1" if reserved else "0"
+        if reserved:
+            raise FetchError(sample.OPT_OUT_TDMREP, "tdmrep.json reserves it")
+
+    def _known(self, target: Url) -> _Site:
+        origin = f"{target.scheme}://{target.netloc}"
         with self._lock:
             site = self._sites.setdefault(origin, _Site())
             self._sites.move_to_end(origin)
@@ -74,21 +92,31 @@ class Sites:
         if site.known_until < time.monotonic():
             with site.lock:
                 if site.known_until < time.monotonic():
-                    self._read(origin, site)
+                    self._read(origin, place(target), site)
         return site
 
-    def _read(self, origin: str, site: _Site) -> None:
-        site.robots = site.reserved = site.trouble = None
+    def _read(self, origin: str, host: str, site: _Site) -> None:
+        """Read the files anew; a Crawl-delay holds for what is asked after them."""
+        site.robots = site.usage = site.reserved = site.trouble = None
         try:
-            if self._reads_robots:
-                text = self._file(f"{origin}/robots.txt")
-                site.robots = None if text is None else Protego.parse(text)
+            if self._heeds_robots or self._heeds_usage:
+                self._parse(self._file(f"{origin}/robots.txt"), site)
             if self._reads_tdmrep:
                 text = self._file(f"{origin}/.well-known/tdmrep.json")
                 site.reserved = None if text is None else _reserved(text)
         except FetchError as error:
             site.trouble = error
+        delay_s = site.robots.crawl_delay(self._token) if site.robots is not None else None
+        if delay_s:
+            self._web.space(host, delay_s)
         site.known_until = time.monotonic() + (TROUBLE_KNOWN_FOR_S if site.trouble else KNOWN_FOR_S)
+
+    @staticmethod
+    def _parse(text: str | None, site: _Site) -> None:
+        if text is None:
+            return
+        rules = usage_rules(text)
+        site.robots, site.usage = Protego.parse(text), None if rules is None else Protego.parse(rules)
 
     def _file(self, url: str) -> str | None:
         """Return the file's text, None where there is none; raises FetchError where that cannot be known."""

@@ -36,6 +36,7 @@ class Origin:
     port: int
     answers: dict[str, Answer] = field(default_factory=dict)
     log: list[tuple[str, str]] = field(default_factory=list)
+    asked_at: list[float] = field(default_factory=list)
     agents: set[str] = field(default_factory=set)
     connections: int = 0
     at_once: int = 0
@@ -85,6 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         seen = self.server.origin
         with self.counting:
             seen.log.append((self.headers["Host"], self.path))
+            seen.asked_at.append(time.monotonic())
             seen.agents.add(self.headers["User-Agent"])
             seen.at_once += 1
             seen.most_at_once = max(seen.most_at_once, seen.at_once)

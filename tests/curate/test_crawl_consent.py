@@ -15,8 +15,16 @@ from PIL import Image
 from curate import sample
 from curate.config import IngestConfig
 from curate.crawl import c2pa
-from curate.crawl.consent import content_usage_opt_out, is_reserved, read_tdmrep, tdm_reserved, x_robots_opt_out
+from curate.crawl.consent import (
+    content_usage_opt_out,
+    is_reserved,
+    read_tdmrep,
+    tdm_reserved,
+    usage_rules,
+    x_robots_opt_out,
+)
 from curate.crawl.fetcher import Fetcher
+from curate.crawl.limits import Limits
 from tests.conftest import encoded, picture
 from tests.curate.crawl_origin import JPEG, Answer, origin, redirect
 
@@ -162,7 +170,7 @@ def test_hostile_files_end_quickly(inside):
 def statuses(paths: list[str], answers: dict[str, Answer], **changes: object) -> tuple[dict[str, str], list[str]]:
     """Return each path's status under the settings, and what the origin was asked for."""
     with origin(answers) as server:
-        fetcher = Fetcher(replace(SETTINGS, **changes), requests_per_host=4)
+        fetcher = Fetcher(replace(SETTINGS, **changes), Limits(4).exchange)
         found = {path: fetcher.fetch(server.url + path)[1].status for path in paths}
         return found, [path for _, path in server.log]
 
@@ -205,9 +213,64 @@ def test_a_robots_txt_that_cannot_be_read(answer, status):
 def test_robots_txt_holds_for_where_a_redirect_leads():
     closed = {"/robots.txt": Answer(body=b"User-agent: *\nDisallow: /x\n"), "/x": Answer()}
     with origin(closed, ip="127.0.0.2") as other, origin({"/a": redirect(f"{other.url}/x")}) as server:
-        _, outcome = Fetcher(SETTINGS, requests_per_host=4).fetch(f"{server.url}/a")
+        _, outcome = Fetcher(SETTINGS, Limits(4).exchange).fetch(f"{server.url}/a")
         assert outcome.status == sample.OPT_OUT_ROBOTS_TXT
         assert other.asked("/x") == 0
+
+
+USAGE = """User-agent: *
+Allow: /
+Disallow: /never/
+Content-Usage: train-ai=n
+Content-Usage: /ai-ok/ train-ai=y
+content-usage :\t/ai-ok/not/\tsearch=y, train-ai=n  # deeper
+Content-Usage: /twice/ train-ai=y
+Content-Usage: /twice/ train-ai=n
+Content-Usage: /other/*.png$ search=n
+
+User-agent: ExampleBot
+User-agent: Second
+Crawl-delay: 0
+Content-Usage: train-ai=y
+Content-Usage: /closed train-ai=n
+
+User-agent: Quiet
+Disallow: /x
+"""
+
+
+@pytest.mark.parametrize(
+    ("token", "path", "status"),
+    [
+        ("darkroom", "/test", sample.OPT_OUT_ROBOTS_USAGE),
+        ("darkroom", "/never/test", sample.OPT_OUT_ROBOTS_TXT),
+        ("darkroom", "/ai-ok/test", sample.OK),
+        ("darkroom", "/ai-ok/not/test", sample.OPT_OUT_ROBOTS_USAGE),
+        ("darkroom", "/twice/test", sample.OPT_OUT_ROBOTS_USAGE),
+        ("darkroom", "/other/a.png", sample.OK),
+        ("darkroom", "/other/a.jpg", sample.OPT_OUT_ROBOTS_USAGE),
+        ("ExampleBot", "/test", sample.OK),
+        ("Second", "/closed/test", sample.OPT_OUT_ROBOTS_USAGE),
+        ("Quiet", "/test", sample.OK),
+    ],
+)
+def test_content_usage_of_robots_txt(token, path, status):
+    """The draft's own example (draft-ietf-aipref-attach, 3.4), and what it says of depth, ties and groups."""
+    answers = {"/robots.txt": Answer(body=USAGE.encode()), path: Answer()}
+    found, asked = statuses([path], answers, user_agent_token=token)
+    assert found == {path: status}
+    assert (path in asked) == (status == sample.OK)
+    without = tuple(name for name in SETTINGS.consent if name != "robots_usage")
+    found, _ = statuses([path], answers, user_agent_token=token, consent=without)
+    assert found == {path: sample.OPT_OUT_ROBOTS_TXT if status == sample.OPT_OUT_ROBOTS_TXT else sample.OK}
+
+
+def test_content_usage_for_other_robots_is_not_ours():
+    assert usage_rules("User-agent: *\nDisallow: /x\n") is None
+    rules = Answer(body=b"User-agent: otherbot\nContent-Usage: train-ai=n\n")
+    with origin({"/robots.txt": rules, "/a": Answer()}) as server:
+        _, outcome = Fetcher(SETTINGS, Limits(4).exchange).fetch(f"{server.url}/a")
+    assert (outcome.status, outcome.signals["robots_usage"]) == (sample.OK, "not refused")
 
 
 def test_tdmrep_file():
@@ -229,7 +292,7 @@ def test_headers_and_assertions_exclude_and_are_kept():
         "/fine": Answer(headers={"X-Robots-Tag": "otherbot: noai", "tdm-reservation": "0"}),
     }
     with origin(answers) as server:
-        found = {path: Fetcher(SETTINGS, requests_per_host=4).fetch(server.url + path) for path in answers}
+        found = {path: Fetcher(SETTINGS, Limits(4).exchange).fetch(server.url + path) for path in answers}
         assert server.agents == {"Mozilla/5.0 (compatible; darkroom/1.0) (+a@b.example)"}
     assert {path: outcome.status for path, (_, outcome) in found.items()} == {
         "/robots-tag": sample.OPT_OUT_X_ROBOTS_TAG,
@@ -243,6 +306,7 @@ def test_headers_and_assertions_exclude_and_are_kept():
     assert found["/c2pa"][1].signals["c2pa_training_mining"] == "ai_training=notAllowed, ai_inference=allowed"
     assert found["/fine"][1].signals == {
         "robots_txt": "none",
+        "robots_usage": "none",
         "tdmrep": "none",
         "x_robots_tag": "otherbot: noai",
         "tdm_reservation": "0",
@@ -255,6 +319,6 @@ def test_headers_and_assertions_exclude_and_are_kept():
 def test_the_body_of_an_opted_out_picture_is_not_read():
     dripping = Answer(act="drip", headers={"X-Robots-Tag": "noai"}, body=bytes(1_000_000))
     with origin({"/a": dripping}) as server:
-        _, outcome = Fetcher(SETTINGS, requests_per_host=4).fetch(f"{server.url}/a")
+        _, outcome = Fetcher(SETTINGS, Limits(4).exchange).fetch(f"{server.url}/a")
     assert outcome.status == sample.OPT_OUT_X_ROBOTS_TAG
     assert outcome.seconds < 1

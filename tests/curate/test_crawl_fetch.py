@@ -15,6 +15,7 @@ from curate.config import IngestConfig
 from curate.crawl.addresses import Resolver, is_public
 from curate.crawl.errors import FetchError
 from curate.crawl.fetch import Web
+from curate.crawl.limits import Limits
 from tests.curate.crawl_origin import JPEG, Answer, bomb, origin, redirect
 
 LOOPBACK = IngestConfig(
@@ -23,7 +24,7 @@ LOOPBACK = IngestConfig(
 
 
 def get(url: str, settings: IngestConfig = LOOPBACK):
-    return Web(settings, requests_per_host=4).get(url, max_bytes=settings.max_bytes)
+    return Web(settings, Limits(4).exchange).get(url, max_bytes=settings.max_bytes)
 
 
 def failure(url: str, settings: IngestConfig = LOOPBACK) -> FetchError:
@@ -204,7 +205,7 @@ def test_an_encoding_that_was_not_asked_for_is_undone():
 
 def test_connections_are_kept_and_the_limit_for_a_host_holds():
     with origin({"/x": Answer(act="pause")}) as server:
-        web = Web(LOOPBACK, requests_per_host=3)
+        web = Web(LOOPBACK, Limits(3).exchange)
 
         def ask() -> None:
             for _ in range(4):
@@ -223,7 +224,7 @@ def test_connections_are_kept_and_the_limit_for_a_host_holds():
 def test_a_host_that_fails_is_left_alone_for_a_while():
     settings = replace(LOOPBACK, host_failures=2, host_pause_s=0.5, longest_wait_s=0.1)
     with origin({"/bad": Answer(status=500, body=b""), "/good": Answer(), "/gone": Answer(status=404)}) as server:
-        web = Web(settings, requests_per_host=4)
+        web = Web(settings, Limits(4).exchange)
 
         def ask(path: str) -> str:
             try:
@@ -251,7 +252,7 @@ def test_retry_after_is_waited_for_and_long_ones_are_left():
         "/good": Answer(),
     }
     with origin(answers) as server:
-        web = Web(settings, requests_per_host=4)
+        web = Web(settings, Limits(4).exchange)
         with pytest.raises(FetchError):
             web.get(f"{server.url}/busy", max_bytes=100_000)
         started = time.monotonic()

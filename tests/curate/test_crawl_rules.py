@@ -10,6 +10,7 @@ from curate import sample
 from curate.config import RETRIES, IngestConfig, RetryPolicy
 from curate.crawl.alarm import Alarm
 from curate.crawl.fetcher import Fetcher
+from curate.crawl.limits import Limits
 from curate.crawl.retry import Tried, next_run_at_s, pause_in_run_s
 from tests.curate.crawl_origin import JPEG, Answer, origin
 
@@ -57,7 +58,7 @@ def test_failures_that_pass_are_asked_again_in_the_run_and_others_are_not():
     again = {"/error": 500, "/busy": 429}
     answers = {path: Answer(status=status, body=b"") for path, status in (once | again).items()}
     with origin(answers | {"/cut": Answer(act="cut"), "/page": Answer(body=b"<html>")}) as server:
-        fetcher = Fetcher(settings, requests_per_host=4)
+        fetcher = Fetcher(settings, Limits(4).exchange)
         requests = {path: fetcher.fetch(server.url + path)[1].requests for path in server.answers}
         assert requests == {"/gone": 1, "/denied": 1, "/error": 3, "/busy": 3, "/cut": 3, "/page": 1}
         assert {path: server.asked(path) for path in requests} == requests

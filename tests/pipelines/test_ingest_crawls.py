@@ -174,6 +174,16 @@ def test_a_run_interrupted_and_resumed_gives_the_same_tables(tmp_path, run, monk
         assert not downloads.exists()
 
 
+def test_the_limit_of_a_host_holds_for_all_workers_of_a_run(tmp_path, run):
+    with origin({f"/good/{n}": replace(good(n), act="pause") for n in range(40)}) as server:
+        run(configured(tmp_path, listed(server, list(server.answers)), rows_per_shard=10, requests_per_host=3))
+        fetches = pd.read_parquet(tmp_path / "out" / "tables" / "fetches")
+        assert set(fetches["status"]) == {sample.OK}
+        assert len(list((tmp_path / "out" / "raw").glob("*-r00.tar"))) == 4
+        assert server.asked("/robots.txt") == 2, "one for each worker process"
+        assert server.most_at_once == 3
+
+
 def test_the_alarm_stops_a_run_that_goes_wrong_and_the_next_run_goes_on(tmp_path, run):
     with origin({f"/good/{n}": good(n) for n in range(60)}) as server:
         rows = listed(server, [f"/good/{n}" for n in range(60)])

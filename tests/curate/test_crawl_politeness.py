@@ -1,0 +1,162 @@
+"""Limits, pauses and delays of a host hold for all processes together; each `Web` here stands for one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from curate import sample
+from curate.config import IngestConfig
+from curate.crawl.errors import FetchError
+from curate.crawl.fetch import Web
+from curate.crawl.fetcher import Fetcher
+from curate.crawl.limits import Asked, Limits
+from tests.curate.crawl_origin import Answer, origin
+
+SETTINGS = IngestConfig(
+    allowed_networks=("127.0.0.0/8",), timeout_s=2, deadline_s=3, retries=0, host_failures=1000, longest_wait_s=5
+)
+
+
+def together(works: list[Callable[[], None]]) -> None:
+    """Run all at once; raises what one of them raised."""
+    raised: list[BaseException] = []
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (AssertionError, FetchError, RuntimeError) as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive(), "a request waits for ever"
+    if raised:
+        raise raised[0]
+
+
+def test_one_process_alone_gets_all_and_gives_back_what_it_does_not_use():
+    limits = Limits(8)
+    assert limits.exchange("a", {"x": Asked(0, 1)})["x"].at_once == 8
+    assert limits.exchange("b", {"x": Asked(0, 1)})["x"].at_once == 0
+    assert limits.exchange("b", {"y": Asked(0, 1)})["y"].at_once == 8, "another host has turns of its own"
+    assert limits.exchange("a", {"x": Asked(2, 0)})["x"].at_once == 2
+    assert limits.exchange("b", {"x": Asked(0, 9)})["x"].at_once == 4
+    assert limits.exchange("a", {"x": Asked(2, 9)})["x"].at_once == 4
+
+
+def test_a_process_with_more_than_its_share_ends_some_before_it_begins_others():
+    limits = Limits(8)
+    limits.exchange("a", {"x": Asked(0, 1)})
+    assert limits.exchange("b", {"x": Asked(0, 5)})["x"].at_once == 0
+    assert limits.exchange("a", {"x": Asked(8, 5)})["x"].at_once == 4
+    assert limits.exchange("b", {"x": Asked(0, 5)})["x"].at_once == 0, "the eight are still under way"
+    assert limits.exchange("a", {"x": Asked(5, 5)})["x"].at_once == 4
+    assert limits.exchange("b", {"x": Asked(0, 5)})["x"].at_once == 3
+
+
+def test_more_processes_than_requests_take_turns_in_the_order_in_which_they_came():
+    limits = Limits(1)
+    assert [limits.exchange(name, {"x": Asked(0, 1)})["x"].at_once for name in "abc"] == [1, 0, 0]
+    assert limits.exchange("a", {"x": Asked(1, 1)})["x"].at_once == 0, "no other after the one under way"
+    assert limits.exchange("a", {"x": Asked(0, 1)})["x"].at_once == 0
+    assert [limits.exchange(name, {"x": Asked(0, 1)})["x"].at_once for name in "cab"] == [0, 0, 1]
+
+
+def test_a_process_that_died_loses_its_requests():
+    limits = Limits(2, lost_after_s=0.0)
+    assert limits.exchange("a", {"x": Asked(0, 1)})["x"].at_once == 2
+    assert limits.exchange("b", {"x": Asked(0, 1)})["x"].at_once == 2
+    patient = Limits(2)
+    assert [patient.exchange(name, {"x": Asked(0, 1)})["x"].at_once for name in "ab"] == [2, 0]
+
+
+def test_a_pause_and_a_delay_hold_for_every_process():
+    limits = Limits(4)
+    limits.exchange("a", {"x": Asked(0, 0, pause_s=30.0)})
+    answer = limits.exchange("b", {"x": Asked(0, 3)})["x"]
+    assert answer.at_once == 0
+    assert 29 < answer.pause_s <= 30
+    assert limits.exchange("a", {"y": Asked(0, 3, delay_s=30.0)})["y"].at_once == 1
+    answer = limits.exchange("b", {"y": Asked(0, 3, delay_s=30.0)})["y"]
+    assert answer.at_once == 0
+    assert 29 < answer.pause_s <= 30
+
+
+@pytest.mark.parametrize(("processes", "at_once"), [(2, 5), (2, 3), (5, 2)])
+def test_two_processes_never_exceed_the_limit_together_and_all_are_served(processes, at_once):
+    with origin({"/x": Answer(act="pause")}) as server:
+        limits = Limits(at_once)
+        webs = [Web(SETTINGS, limits.exchange) for _ in range(processes)]
+
+        def asks(web: Web) -> Callable[[], None]:
+            def ask() -> None:
+                for _ in range(2):
+                    web.get(f"{server.url}/x", max_bytes=100_000)
+
+            return ask
+
+        together([asks(web) for web in webs for _ in range(4)])
+        assert server.asked("/x") == processes * 8
+        assert server.most_at_once == at_once
+
+
+def test_retry_after_heard_by_one_process_holds_for_the_other():
+    answers = {"/busy": Answer(status=429, headers={"Retry-After": "100"}, body=b""), "/good": Answer()}
+    with origin(answers) as server:
+        limits = Limits(4)
+        one, other = (Web(SETTINGS, limits.exchange) for _ in range(2))
+        with pytest.raises(FetchError):
+            one.get(f"{server.url}/busy", max_bytes=100_000)
+        with pytest.raises(FetchError) as caught:
+            one.get(f"{server.url}/good", max_bytes=100_000)
+        assert caught.value.status == sample.HOST_PAUSED
+        with pytest.raises(FetchError) as caught:
+            other.get(f"{server.url}/good", max_bytes=100_000)
+        assert caught.value.status == sample.HOST_PAUSED
+        assert server.asked("/good") == 0
+
+
+def test_crawl_delay_is_kept_by_two_processes_together():
+    rules = b"User-agent: *\nCrawl-delay: 99\n\nUser-agent: darkroom\nCrawl-delay: 0.4\n"
+    with origin({"/robots.txt": Answer(body=rules), "/x": Answer()}) as server:
+        limits = Limits(8)
+        fetchers = [Fetcher(SETTINGS, limits.exchange) for _ in range(2)]
+        statuses: list[str] = []
+        works = [lambda f=f: statuses.append(f.fetch(f"{server.url}/x")[1].status) for f in fetchers for _ in range(3)]
+        together(works)
+        times = [at for (_, path), at in zip(server.log, server.asked_at, strict=True) if path == "/x"]
+    assert statuses == [sample.OK] * 6
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert len(gaps) == 5
+    assert min(gaps) > 0.38
+    assert max(gaps) < 1.0
+
+
+def test_who_would_wait_too_long_for_a_crawl_delay_is_left_to_the_next_run():
+    with origin({"/robots.txt": Answer(body=b"User-agent: *\nCrawl-delay: 30\n"), "/x": Answer()}) as server:
+        fetcher = Fetcher(replace(SETTINGS, longest_wait_s=2), Limits(8).exchange)
+        found = [fetcher.fetch(f"{server.url}/x")[1] for _ in range(3)]
+        assert server.asked("/x") == 1
+    assert [outcome.status for outcome in found] == [sample.OK, sample.NOT_REQUESTED, sample.NOT_REQUESTED]
+    assert [(outcome.requests, outcome.counted) for outcome in found] == [(1, True), (0, False), (0, False)]
+    assert f"127.0.0.1:{server.port} asks for 30 s between requests" in str(found[1].error)
+    with origin({"/robots.txt": Answer(body=b"User-agent: *\nCrawl-delay: 30\n"), "/x": Answer()}) as server:
+        fetcher = Fetcher(replace(SETTINGS, consent=("tdmrep",)), Limits(8).exchange)
+        assert [fetcher.fetch(f"{server.url}/x")[1].status for _ in range(3)] == [sample.OK] * 3
+
+
+def test_whoever_waits_is_told_when_the_limits_are_gone(monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def gone(*_: object):
+        raise ConnectionError("the process that kept them died")
+
+    with pytest.raises(RuntimeError, match="who keeps the limits of the hosts is gone"):
+        Web(SETTINGS, gone).get("http://127.0.0.1:9/x", max_bytes=1)
