@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from curate.commit import git_commit
+
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "open_clip_torch")
 
 
@@ -57,7 +59,7 @@ class Report:
         if not self._active:
             return
         draft = self._folder / ".run.json.partial"
-        draft.write_text(json.dumps({"versions": versions()} | values, indent=1))
+        draft.write_text(json.dumps({"versions": versions(), "git_commit": git_commit()} | values, indent=1))
         os.replace(draft, self._folder / "run.json")
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from curate.bad_input import BadInput
 from tests.train.synthetic_root import write_clip
+from train import single_file
 from train.conditioning import TextEncoder, drop_text, encode_tokens, pad
 from train.config import TextTower, TrainConfig, UNetConfig
 from train.convert import text_model, write_tokenizer
@@ -141,61 +142,13 @@ def test_start_from_a_folder_needs_the_same_shape(tmp_path: Path) -> None:
     assert meta_unet(config).conv_in.weight.is_meta
 
 
-def original_names(unet: torch.nn.Module, levels: int, layers: int) -> dict[str, torch.Tensor]:
-    """The weights under the names of the original code, by the published correspondence of blocks."""
-    resnet = {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "time_emb_proj": "emb_layers.1",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-        "conv_shortcut": "skip_connection",
-    }
-    blocks = {"mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2"}
-    blocks["mid_block.attentions.0"] = "middle_block.1"
-    for level in range(levels):
-        for layer in range(layers):
-            number = level * (layers + 1) + layer + 1
-            blocks[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{number}.0"
-            blocks[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{number}.1"
-        blocks[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
-        for layer in range(layers + 1):
-            number = level * (layers + 1) + layer
-            blocks[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{number}.0"
-            blocks[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{number}.1"
-        has_attention = any(name.startswith(f"up_blocks.{level}.attentions") for name in unet.state_dict())
-        upsampler = f"output_blocks.{level * (layers + 1) + layers}.{1 + has_attention}"
-        blocks[f"up_blocks.{level}.upsamplers.0"] = upsampler
-    outer = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "add_embedding.linear_1": "label_emb.0.0",
-        "add_embedding.linear_2": "label_emb.0.2",
-        "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    named = {}
-    for name, tensor in unet.state_dict().items():
-        block = next((block for block in sorted(blocks, key=len, reverse=True) if name.startswith(f"{block}.")), None)
-        stem, kind = name.rsplit(".", 1)
-        if block is None:
-            theirs = f"{outer[stem]}.{kind}"
-        else:
-            inner = name[len(block) + 1 :]
-            part = inner.split(".")[0]
-            theirs = f"{blocks[block]}.{inner.replace(part, resnet[part], 1) if '.resnets.' in block else inner}"
-        named[f"model.diffusion_model.{theirs}"] = tensor
-    return named
-
-
 def test_start_from_a_single_file_or_a_pipeline_folder(tmp_path: Path) -> None:
     config = tiny_config()
     unet = build_unet(dataclasses.replace(config, seed=3))
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(torch.randn_like(parameter))
-    original = {name: tensor.contiguous() for name, tensor in original_names(unet, levels=2, layers=1).items()}
+    original = {f"{single_file.UNET}{name}": tensor for name, tensor in single_file.unet_weights(unet).items()}
     assert len(original) == len(unet.state_dict())
     save_file(original | {"first_stage_model.x": torch.zeros(1)}, tmp_path / "sdxl.safetensors")
     unet.save_pretrained(tmp_path / "pipeline/unet")
