@@ -13,21 +13,20 @@ from typing import Any
 import pytest
 import yaml
 
-from curate import weights
 from curate.weights import (
-    FetchFailed,
     MissingWeights,
     UnknownWeights,
     UnpinnedWeights,
     Weight,
     WrongChecksum,
     checked_path_of,
-    fetch,
-    main,
     path_of,
     problem_of,
     registry,
 )
+from curate.weights.__main__ import main
+from curate.weights.download import FetchFailed, fetch
+from curate.weights.registry import REGISTRY_FILE, UNPINNED, WRONG_CHECKSUM
 
 BODY = bytes(range(256)) * 9000  # more than two chunks
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -147,14 +146,14 @@ def test_an_entry_without_checksum_waits_for_a_pin(
     assert json.loads((tmp_path / "pins.json").read_text()) == {"toy": pin}
     assert files_in(tmp_path) == ["pins.json", "toy.pth"]
     (tmp_path / "toy.pth").write_bytes(BODY[1:])
-    assert problem_of(entry, tmp_path) == weights.WRONG_CHECKSUM
+    assert problem_of(entry, tmp_path) == WRONG_CHECKSUM
     assert problem_of(entry, fetch(entry, tmp_path).parent) is None
 
 
 def test_a_pin_accepts_a_file_that_was_copied_here(tmp_path: Path) -> None:
     entry = weight("http://127.0.0.1:9/a.pth", sha256=None)
     (tmp_path / "toy.pth").write_bytes(BODY)
-    assert problem_of(entry, tmp_path) == weights.UNPINNED
+    assert problem_of(entry, tmp_path) == UNPINNED
     fetch(entry, tmp_path, pin=True)
     assert problem_of(entry, tmp_path) is None
 
@@ -187,7 +186,7 @@ def test_the_command_in_the_message_works(origin: str, tmp_path: Path) -> None:
     with pytest.raises(MissingWeights) as error:
         path_of("toy_head", tmp_path / "w", listed)
     command = str(error.value).partition("get them with: python")[2]
-    root = Path(weights.__file__).parent.parent
+    root = REGISTRY_FILE.parents[1]
     subprocess.run(f"{sys.executable}{command}", shell=True, cwd=root, check=True, capture_output=True)
     assert path_of("toy_head", tmp_path / "w", listed).read_bytes() == BODY
 
@@ -267,7 +266,7 @@ def test_errors_are_one_line(origin: str, tmp_path: Path, capsys: pytest.Capture
 
 def test_the_module_imports_neither_torch_nor_ray() -> None:
     code = "import sys, curate.weights; print(sorted({'torch', 'ray', 'open_clip', 'numpy'} & set(sys.modules)))"
-    root = Path(weights.__file__).parent.parent
+    root = REGISTRY_FILE.parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
 
