@@ -14,7 +14,7 @@ import multiprocessing
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,10 @@ class Loader:
             grad_accumulation=config.batch.grad_accumulation,
         )
 
-    def micro_batches(self, first_step: int) -> Iterator[Batch]:
+    def micro_batches(self, first_step: int, left_out: frozenset[int] = frozenset()) -> Generator[Batch, None, None]:
         """Yield the rank's micro-batches of `first_step`, of the next step, and so on up to the last step.
 
+        The steps `left_out` have none.
         Raises TooManyBad where the rate of bad samples is above the configured one.
         """
         loader = self._config.loader
@@ -115,7 +116,7 @@ class Loader:
             }
         slots = Slots(loader.workers * loader.prefetch + HELD_BATCHES, self._slot_bytes())
         reading = _Reading(self._config, self.index, self.order, self._source, slots.memory)
-        tasks = self._tasks(first_step, ahead, slots)
+        tasks = self._tasks(first_step, left_out, ahead, slots)
         try:
             for read in DataLoader(reading, sampler=tasks, batch_size=None, collate_fn=_as_it_is, **workers):
                 yield self._batch(read, slots)
@@ -169,8 +170,8 @@ class Loader:
         self._count(batch)
         return batch
 
-    def _tasks(self, first_step: int, ahead: ReadAhead, slots: Slots) -> Iterator[Task]:
-        for step in range(first_step, self._config.steps):
+    def _tasks(self, first_step: int, left_out: frozenset[int], ahead: ReadAhead, slots: Slots) -> Iterator[Task]:
+        for step in (step for step in range(first_step, self._config.steps) if step not in left_out):
             ahead.reached(step)
             for positions in self._places:
                 yield Task(step=step, positions=positions, slot=slots.take())

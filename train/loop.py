@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from curate.bad_input import BadInput
+from train import checkpoint
 from train.checkpoint import Writer
 from train.config import OptimizerConfig, TrainConfig
 from train.data import Loader, dropped
@@ -32,17 +33,16 @@ from train.index import Index
 from train.index_build import IndexOf, splits_of
 from train.index_ready import ready_index
 from train.model import build_unet, count_parameters, predict
+from train.non_finite import Recovery, gather_uids
 from train.objective import Frozen, Objective
 from train.read_ahead import cache_advice
 from train.report import Report
 from train.resume import continue_run, state_of
 from train.samples import check_data
+from train.self_test import self_test
+from train.switches import apply_switches, check_switches
 from train.validation import Validation
 from train.watch import SpikeDetector, Watchdog
-
-
-class NonFinite(RuntimeError):
-    """A loss or gradient was not finite; the message names step and samples."""
 
 
 class LossSpike(RuntimeError):
@@ -60,6 +60,9 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     folder = Path(config.out_folder)
     report = Report(folder, active=world.rank == 0, steps=config.steps)
     started = time.monotonic()
+    check_switches(config.speed, world.device)
+    if config.self_test:
+        self_test(config, world)
 
     # Data
     frozen = Frozen(config, world.device)
@@ -86,8 +89,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     # Network, optimiser, averaged weights
     unet = build_unet(config).train()
     num_parameters = count_parameters(unet.parameters())
-    if config.activation_checkpointing:
-        unet.enable_gradient_checkpointing()
+    apply_switches(unet, config.speed, world.device, num_buckets=order.num_buckets)
     engine = Engine(config, unet, world)
     ema = Ema(engine.master, config.ema_decay)
     objective = Objective(config, frozen, functools.partial(predict, engine.engine, engine.dtype))
@@ -101,12 +103,17 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
 
     # Steps
     step = first_step
-    micro_batches = loader.micro_batches(first_step)
+    recovery = Recovery(config, folder, world)
+    if config.on_non_finite == "roll_back" and not first_step:
+        writer.save(engine, ema, state_of(config, 0, engine, ema, data_digest))  # to go back to
+    micro_batches = loader.micro_batches(first_step, recovery.left_out)
     clock = Clock(first_step, config)
     watchdog, spikes = Watchdog(config.watch), SpikeDetector(config.watch)
     watchdog.fed()
     stopped = False
-    while step < config.steps and not stopped:
+    while step < recovery.end and not stopped:
+        step = recovery.next_batch(step)
+
         # Gradients
         losses: list[torch.Tensor] = []
         uids: list[str] = []
@@ -129,30 +136,37 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
         # What all ranks must know: the loss, and whether one of them was asked to stop or could not write
         mean_loss, stopped = _share(torch.stack(losses).mean(), stop_requested() or writer.failed, world)
         if not (stepped.applied and math.isfinite(mean_loss)):
-            writer.finish()  # the run may end here
-            _non_finite(config, step, mean_loss, stepped.grad_norm, uids, world)
+            writer.finish()  # the run may end here, or go back to what is being written
+            said = f"loss {mean_loss}, gradient norm {stepped.grad_norm}; weights untouched"
+            back_to = recovery.follow(said, step - 1, uids, engine, ema)
+            if back_to is not None:
+                saved, step = back_to, checkpoint.read_state(back_to).step
+                micro_batches.close()
+                micro_batches = loader.micro_batches(step, recovery.left_out)
+                clock = Clock(step, config)
+                continue
         elif spikes.spikes(mean_loss):
             writer.finish()
             _spike(config, step, mean_loss, spikes, uids, world)
 
         # Status
         values = {"loss": mean_loss, "lr": lr, "grad_norm": stepped.grad_norm}
-        if step % config.log_every_steps == 0 or step == config.steps or stopped:
+        if step % config.log_every_steps == 0 or step == recovery.end or stopped:
             values |= {"images_per_s": clock.images_per_s(step), **clock.since_last_asked(world.device)}
             report.progress(step, values, clock.seconds_left(step))
         report.metrics(step, values)
 
         # Checkpoint and validation
-        if step % config.checkpoint_every_steps == 0 or step == config.steps or stopped:
+        if step % config.checkpoint_every_steps == 0 or step == recovery.end or stopped:
             saved = writer.save(engine, ema, state_of(config, step, engine, ema, data_digest))
-        if config.validate_every_steps and step % config.validate_every_steps == 0 and step < config.steps:
+        if config.validate_every_steps and step % config.validate_every_steps == 0 and step < recovery.end:
             report.metrics(step, {"val_loss": _validate(engine, ema, validation, objective)})
         watchdog.fed()
 
     # End
     writer.finish()
     watchdog.off()
-    if stopped and step < config.steps:
+    if stopped and step < recovery.end:
         report.say(f"stopped after step {step}; the same command continues from {saved}")
     else:
         record["val_loss_after"] = _validate(engine, ema, validation, objective)
@@ -287,23 +301,9 @@ def _share(loss: torch.Tensor, stop: bool, world: World) -> tuple[float, bool]:
     return float(numbers[0]) / world.size, bool(numbers[1] > 0)
 
 
-def _non_finite(config: TrainConfig, step: int, loss: float, grad_norm: float, uids: list[str], world: World) -> None:
-    """Name step and samples; raise NonFinite on all ranks alike where the settings say stop."""
-    gathered: list[Any] = [None] * world.size
-    dist.all_gather_object(gathered, uids)
-    named = ", ".join(uid for rank_uids in gathered for uid in rank_uids)
-    text = f"step {step}: loss {loss}, gradient norm {grad_norm}; weights untouched; samples {named}"
-    if config.on_non_finite == "stop":
-        raise NonFinite(text)
-    if world.rank == 0:
-        print(f"skipped {text}", flush=True)
-
-
 def _spike(config: TrainConfig, step: int, loss: float, spikes: SpikeDetector, uids: list[str], world: World) -> None:
     """Name step and samples of a spike; raise LossSpike on all ranks alike where the settings say stop."""
-    gathered: list[Any] = [None] * world.size
-    dist.all_gather_object(gathered, uids)
-    named = ", ".join(uid for rank_uids in gathered for uid in rank_uids)
+    named = ", ".join(gather_uids(uids, world))
     text = (
         f"step {step}: loss {loss:.4f} is {spikes.deviations(loss):.1f} deviations above the last ones; samples {named}"
     )
