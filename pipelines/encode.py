@@ -45,10 +45,18 @@ def encode(runner: Runner) -> list[Report]:
         Fragment(name=name, made_from=[receipt, said], arguments=(name, said["vae_fingerprint"]))
         for name, receipt in shards.items()
     ]
+    _begin(runner, said)
     report = runner.run(Step(table="latents", settings=shaping(config.encode, "batch_size"), build=_build), wanted)
     if not runner.dry_run:
         root.write_json("latents/run.json", {**said, "variants": 2 if config.encode.flip else 1, "rows": report.rows})
     return [report]
+
+
+def _begin(runner: Runner, said: dict[str, Any]) -> None:
+    """Mark latents of another autoencoder or code as unfinished before the first of them is replaced."""
+    before = runner.root.read_json("latents/run.json")
+    if before is not None and not runner.dry_run and any(before.get(name) != value for name, value in said.items()):
+        runner.root.write_json("latents/run.json", {"unfinished": True})
 
 
 def _vae_facts(folder: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from curate.command_line import stop
+from curate.commit import git_commit
 from curate.config import CurationConfig
 from curate.config_file import DEFAULT_FILE, as_dict
 from curate.weights import default_weights_dir, known_sha256, registry
@@ -27,7 +28,7 @@ from pipelines.explain import lines as story_lines
 from pipelines.explain import story
 from pipelines.funnel import funnel
 from pipelines.funnel import lines as funnel_lines
-from pipelines.runner import Report, Runner, WouldMake, git_commit, versions
+from pipelines.runner import Report, Runner, WouldMake, versions
 from pipelines.store import Root
 
 STEPS = ("ingest", "captions", "embed", "dedup", "score", "selection", "export", "encode")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from curate.bad_input import BadInput
+from curate.commit import git_commit
 from curate.config import CurationConfig
 from curate.config_file import as_dict
 from pipelines.progress import Progress
@@ -354,22 +354,6 @@ def versions() -> dict[str, str]:
     """Return the versions of what computes, for run.json."""
     names = ("ray", "pyarrow", "torch", "open_clip_torch", "img2dataset", "imagehash", "pandas", "pillow", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def git_commit() -> str | None:
-    """Return the commit of the code, with a mark where it was changed; None where neither a checkout
-    nor the container's DARKROOM_GIT_COMMIT says it."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    try:
-        said = subprocess.run(
-            ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("DARKROOM_GIT_COMMIT") or None
-    return said.stdout.strip()
 
 
 def say(line: str) -> None:

@@ -29,7 +29,21 @@ from tests.doc_blocks import PAGES, PROJECT, Block, all_blocks, anchors, blocks,
 from train.recipes import RECIPES
 from train.settings import read_train_settings
 
-OTHER_PROGRAMS = {"bash", "cd", "cp", "export", "git", "kubectl", "mkdir", "mv", "openssl", "sbatch", "sed", "source"}
+OTHER_PROGRAMS = {
+    "bash",
+    "cd",
+    "cp",
+    "export",
+    "git",
+    "kubectl",
+    "mkdir",
+    "mv",
+    "openssl",
+    "sbatch",
+    "scancel",
+    "sed",
+    "source",
+}
 OTHER_FLAGS = {"--working-dir", "--no_local_rank", "--exclude", "--head"}
 """Flags of Ray, DeepSpeed and Slurm that pages name outside code blocks."""
 PYTHONS = ("python", "python3", "python3.11", ".venv/bin/python")

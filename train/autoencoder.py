@@ -131,6 +131,11 @@ def check_latents(root: str, vae: AutoencoderKL) -> None:
     except FileNotFoundError:
         told = "not there; encode the latents (python pipelines/encode.py), or set source to images"
         raise FileNotFoundError(f"{path}: {told}") from None
+    if run.get("unfinished"):
+        told = (
+            "the latents of before were being replaced and are of two kinds; run python pipelines/encode.py to its end"
+        )
+        raise BadInput(f"{path}: unfinished: {told}")
     for name, wanted in latent_facts(vae).items():
         if run.get(name) != wanted:
             raise BadInput(

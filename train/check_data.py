@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -18,6 +19,7 @@ from curate.command_line import DONE, FAILED, told_in_one_line
 from curate.config_help import About, PlainParser
 from curate.tar import BLOCK, index_tar
 from train.index import Index, Sample, open_index
+from train.index_tars import PICTURES, key_of
 from train.samples import all_finite, array_of
 from train.shards import BadSample, ShardReader
 
@@ -144,11 +146,19 @@ def _check_shard(root: str, shard: str, entries: int | None) -> list[Fault]:
         for member in members
         if member.status is not None
     ]
-    keys = {member.name.split(".")[0] for member in members if member.status is None and member.offset >= BLOCK}
+    keys = {_sample_key(member.name) for member in members if member.status is None and member.offset >= BLOCK} - {None}
     if entries is not None and len(keys) != entries and not found:
         told = f"{shard}: {len(keys)} samples in the tar, {entries} in the index; build the index again"
         found.append({"shard": shard, "reason": "not_indexed", "message": told})
     return found
+
+
+def _sample_key(name: str) -> str | None:
+    """Return the key of the sample that a picture or its moments (`<key>.v0.npy`) belong to; None for all else."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix == ".npy":
+        return key_of(key_of(name))
+    return key_of(name) if suffix in PICTURES else None
 
 
 def _tars(root: str, split: str) -> list[str]:

@@ -1,128 +1,88 @@
-"""Checkpoints: the flat fp32 state in one file for each rank, published atomically, verified when read.
+"""Checkpoints: save the state of all ranks, find the newest whole one, and put it back at any world size.
 
-A checkpoint is `step-00000120/` with `part-00000-of-00002.safetensors` (weights, both moments and EMA of
-the rank's part of the flat vector), `state.json` and, written last, `manifest.json` with every file's
-size and sha256. The parts of all ranks in a row are the whole vector, so any world size can read them.
+`checkpoint_files` says what a checkpoint holds, `checkpoint_writer` how it is written beside the steps and
+published, `checkpoint_store` where it may lie.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from curate.bad_input import BadInput
+from train.checkpoint_files import (
+    MOMENTS,
+    VECTORS,
+    BrokenCheckpoint,
+    State,
+    folder_of,
+    read_range,
+    read_state,
+    verify,
+)
+from train.checkpoint_store import open_store
+from train.checkpoint_writer import CheckpointFailed, Writer
 from train.ema import Ema
-from train.engine import Engine, World
+from train.engine import Engine
 
-POINTER, MANIFEST, STATE = "latest", "manifest.json", "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class BrokenCheckpoint(BadInput):
-    """A checkpoint lacks files or their contents differ from the manifest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """The few numbers beside the vectors; seed and step are all of the random state and of the data position."""
-
-    step: int
-    """Optimiser steps done, and the next global batch."""
-    seed: int
-    """Seed of the run."""
-    ema_updates: int
-    """Updates of the averaged weights."""
-    num_elements: int
-    """Parameters, without the padding."""
-    adam_step: float
-    """AdamW's own counter, without skipped steps."""
-    config: dict[str, Any]
-    """Settings of the run."""
-    index_digest: str = ""
-    """Identity of the train index: the samples that the steps are counted over."""
+__all__ = [
+    "BrokenCheckpoint",
+    "CheckpointFailed",
+    "State",
+    "Writer",
+    "checkpoints_in",
+    "find",
+    "folder_of",
+    "read_range",
+    "read_state",
+    "restore",
+    "save",
+    "verify",
+]
 
 
-def save(folder: Path, engine: Engine, ema: Ema, state: State, keep: int) -> Path:
-    """Write a checkpoint with all ranks, publish it, and drop the oldest beyond `keep`."""
-    world = engine.world
-    final = folder / f"step-{state.step:08d}"
-    if _agree(world, world.rank == 0 and _is_whole(final)):
-        return final  # this very step was published before
-    draft = folder / f".{final.name}.partial"
-    if world.rank == 0:
-        for left_over in (draft, final):  # a killed attempt, a broken checkpoint
-            shutil.rmtree(left_over, ignore_errors=True)
-        draft.mkdir(parents=True)
-    dist.barrier()
-    name = f"part-{world.rank:05d}-of-{world.size:05d}.safetensors"
-    save_file(_vectors(engine, ema), draft / name)
-    entries: list[Any] = [None] * world.size
-    dist.all_gather_object(entries, (name, _describe(draft / name)))
-    if world.rank == 0:
-        _publish(folder, draft, final, state, dict(entries))
-        _prune(folder, keep)
-    dist.barrier()
-    return final
+def save(folder: str | os.PathLike[str], engine: Engine, ema: Ema, state: State, keep: int) -> str:
+    """Write a checkpoint with all ranks, wait until it is published, and return where it is.
+
+    A `Writer` does the same while the steps go on.
+    """
+    writer = Writer(folder, engine.world, keep)
+    where = writer.save(engine, ema, state)
+    writer.finish()
+    return where
 
 
-def find(folder: Path, resume: str) -> Path | None:
+def find(folder: str | os.PathLike[str], resume: str) -> str | None:
     """Return the checkpoint to continue from: the newest whole one (auto), none, or the named one.
 
-    Raises BrokenCheckpoint where the named one is not whole.
+    A checkpoint that is still being written is none: call `Writer.finish` on all ranks first. Raises
+    BrokenCheckpoint where the named one is not whole.
     """
     if resume == "none":
         return None
     if resume != "auto":
-        verify(Path(resume))
-        return Path(resume)
-    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        verify(resume)
+        return resume
+    for candidate in reversed(checkpoints_in(folder)):
         try:
             verify(candidate)
         except BrokenCheckpoint as error:
-            print(f"passing over a broken checkpoint: {error}")
+            print(f"passing over a broken checkpoint: {error}", flush=True)
             continue
         return candidate
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        verify(checkpoint)
-    except BrokenCheckpoint:
-        return False
-    return True
+def checkpoints_in(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the checkpoints of a folder by their step, whole or not."""
+    return [f"{os.fspath(folder)}/{name}" for name in open_store(folder).names() if name.startswith("step-")]
 
 
-def verify(checkpoint: Path) -> None:
-    """Raise BrokenCheckpoint where a file is missing or is not what the manifest says."""
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        wrong = [name for name, entry in files.items() if _describe(checkpoint / name) != entry]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise BrokenCheckpoint(f"{checkpoint}: {error}") from error
-    if wrong:
-        raise BrokenCheckpoint(f"{checkpoint}: {', '.join(wrong)} differ from the manifest")
-
-
-def read_state(checkpoint: Path) -> State:
-    """Return the numbers of a checkpoint."""
-    return State(**json.loads((checkpoint / STATE).read_text()))
-
-
-def restore(checkpoint: Path, engine: Engine, ema: Ema) -> State:
+def restore(checkpoint: str | os.PathLike[str], engine: Engine, ema: Ema) -> State:
     """Put every rank's part back, at this or another world size.
 
-    Raises ValueError where the checkpoint belongs to another network.
+    Raises BadInput where the checkpoint belongs to another network.
     """
     state = read_state(checkpoint)
     num_elements = sum(parameter.numel() for parameter in engine.unet.parameters())
@@ -130,72 +90,8 @@ def restore(checkpoint: Path, engine: Engine, ema: Ema) -> State:
         raise BadInput(f"{checkpoint}: {state.num_elements} parameters, but unet has {num_elements}")
     size = engine.master.numel()
     start = engine.world.rank * size
-    vectors = {name: read_range(checkpoint, name, start, size) for name in ("master", *MOMENTS, "ema")}
+    vectors = {name: read_range(checkpoint, name, start, size) for name in VECTORS}
     moments = {name: vectors[name] for name in MOMENTS} | {"step": torch.tensor(state.adam_step)}
     engine.restore(vectors["master"], moments)
     ema.restore(vectors["ema"], state.ema_updates)
     return state
-
-
-def read_range(checkpoint: Path, name: str, start: int, size: int) -> torch.Tensor:
-    """Return `size` elements of a flat vector from `start` on; beyond the end lies padding of zeros."""
-    out = torch.zeros(size)
-    offset = 0
-    for path in sorted(checkpoint.glob("part-*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            part = file.get_slice(name)
-            (length,) = part.get_shape()
-            low, high = max(start, offset), min(start + size, offset + length)
-            if low < high:
-                out[low - start : high - start] = part[low - offset : high - offset]
-        offset += length
-    return out
-
-
-def _vectors(engine: Engine, ema: Ema) -> dict[str, torch.Tensor]:
-    moments = engine.moments
-    vectors = {"master": engine.master, "ema": ema.part}
-    for name in MOMENTS:
-        vectors[name] = moments[name] if moments else torch.zeros_like(engine.master)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in vectors.items()}
-
-
-def _publish(folder: Path, draft: Path, final: Path, state: State, files: dict[str, Any]) -> None:
-    (draft / STATE).write_text(json.dumps(vars(state), indent=1))
-    files = files | {STATE: _describe(draft / STATE)}
-    (draft / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
-    for path in (draft / MANIFEST, draft):
-        _fsync(path)
-    os.rename(draft, final)
-    pointer = folder / f".{POINTER}.partial"
-    pointer.write_text(final.name)
-    _fsync(pointer)
-    os.replace(pointer, folder / POINTER)
-    _fsync(folder)
-
-
-def _prune(folder: Path, keep: int) -> None:
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    """Return size and sha256 of a file that has reached the disk."""
-    _fsync(path)
-    with path.open("rb") as file:
-        return {"num_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _agree(world: World, first_rank_says: bool) -> bool:
-    """Return rank 0's answer on every rank."""
-    answer = torch.tensor([int(first_rank_says)], device=world.device)
-    dist.broadcast(answer, src=0)
-    return bool(answer.item())

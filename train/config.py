@@ -7,6 +7,7 @@ from typing import Literal
 
 from curate.bad_input import BadInput
 from curate.config import ClipSpec, require
+from train.speed import SpeedConfig
 from train.watch import WatchConfig
 
 TIME_IDS = {"base": 6, "refiner": 5}
@@ -265,7 +266,9 @@ class TrainConfig:
     root: str | None = None
     """Folder (fsspec URL) with the shards; `<root>/train/<model>` takes what training makes."""
     out: str | None = None
-    """Local folder for checkpoints and logs; null means `<root>/train/<model>`."""
+    """Local folder for logs, run.json and the averaged weights; null means `<root>/train/<model>`."""
+    checkpoints: str | None = None
+    """Folder (fsspec URL) for checkpoints, seen by all ranks; null means `<out>/checkpoints`."""
     model: Literal["base", "refiner"]
     """Which of the two networks."""
     unet: UNetConfig
@@ -301,7 +304,7 @@ class TrainConfig:
     ema_decay: float = 0.9999
     """Decay of the averaged weights, reached through min(decay, (1 + n) / (10 + n))."""
     checkpoint_every_steps: int = 1000
-    """Steps between checkpoints; the last step always writes one."""
+    """Steps between checkpoints, which are written while the steps go on; the last step always writes one."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept."""
     validate_every_steps: int = 5000
@@ -310,18 +313,28 @@ class TrainConfig:
     """Draws of sample, noise and timestep of one validation, the same ones every time."""
     log_every_steps: int = 10
     """Steps between lines of metrics."""
-    on_non_finite: Literal["stop", "skip"] = "stop"
-    """What follows a loss or gradient that is not finite; the weights stay untouched either way."""
+    on_non_finite: Literal["stop", "skip", "roll_back"] = "stop"
+    """What follows a loss or gradient that is not finite; it never enters the weights. skip goes on with the next
+    batch; roll_back goes back to the newest checkpoint and leaves the batch out from there on."""
+    max_roll_backs: int = 3
+    """Roll backs of a whole run; the next loss or gradient that is not finite ends it."""
+    roll_back_leaves_out_steps: int = 1
+    """Batches that a roll back leaves out: the one that was not finite, and those right before it."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     """Hanging steps and jumping losses."""
     zero_stage: Literal[1, 2] = 2
     """2 shards gradients as well and reduces them in every pass; 1 keeps them whole and reduces once a step."""
     reduce_bucket_elements: int = 200_000_000
     """Elements that ZeRO reduces and gathers at a time."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Numbers in which ranks sum gradients; bf16 halves the traffic and rounds partial sums. Accumulation on a rank is
+    fp32 either way."""
     overlap_comm: bool = True
     """Reduce gradients while the backward pass runs."""
-    activation_checkpointing: bool = False
-    """Recompute the transformer blocks in the backward pass."""
+    self_test: bool = True
+    """Before anything else, compare DeepSpeed's first gradient on a small network with plain torch's."""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """Compilation, memory layout, attention kernels, recomputation."""
     ranks: int | Literal["auto"] = "auto"
     """Ranks to start where no launcher did; auto is one for each GPU, or `cpu_ranks` where there is none."""
     cpu_ranks: int = 1
@@ -332,7 +345,10 @@ class TrainConfig:
         require(len(self.text_towers) == towers, "text_towers", len(self.text_towers), f"{self.model} has {towers}")
         for name in ("steps", "checkpoint_every_steps", "keep_checkpoints", "validation_samples", "log_every_steps"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
+        for name in ("max_roll_backs", "roll_back_leaves_out_steps", "reduce_bucket_elements"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
         require(self.validate_every_steps >= 0, "validate_every_steps", self.validate_every_steps, "must be 0 or more")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be 0 or more and below 1")
         require(self.ranks == "auto" or self.ranks > 0, "ranks", self.ranks, "must be auto or at least 1")
         require(self.cpu_ranks > 0, "cpu_ranks", self.cpu_ranks, "must be at least 1")
@@ -343,7 +359,8 @@ class TrainConfig:
         fix = "name the folder of a diffusers AutoencoderKL"
         require(self.vae is not None, f"train.{self.model}.vae", self.vae, fix)
         local = "://" not in self.out_folder
-        require(local, "out", self.out_folder, "checkpoints go to a local or shared folder: set train.<model>.out")
+        fix = "logs go to a local or shared folder: set train.<model>.out; checkpoints may go to a URL (checkpoints)"
+        require(local, "out", self.out_folder, fix)
 
     @property
     def data_root(self) -> str:
@@ -364,5 +381,10 @@ class TrainConfig:
 
     @property
     def out_folder(self) -> str:
-        """Folder for checkpoints, logs and run.json."""
+        """Folder for logs and run.json."""
         return self.out or f"{self.root}/train/{self.model}"
+
+    @property
+    def checkpoints_folder(self) -> str:
+        """Folder or URL of the checkpoints."""
+        return (self.checkpoints or f"{self.out_folder}/checkpoints").rstrip("/")

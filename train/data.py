@@ -13,10 +13,8 @@ import math
 import multiprocessing
 import signal
 import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from curate.bad_input import BadInput
 from train.config import TrainConfig
-from train.index import Index, Sample
+from train.index import Index, Member, Sample
 from train.order import Order, Picks, rank_positions
+from train.read_ahead import ReadAhead
 from train.samples import Bad, LatentSource, Part, Source, read_pick
 from train.shards import ShardReader
 from train.slots import Slots, view
@@ -100,13 +99,14 @@ class Loader:
             grad_accumulation=config.batch.grad_accumulation,
         )
 
-    def micro_batches(self, first_step: int) -> Iterator[Batch]:
+    def micro_batches(self, first_step: int, left_out: frozenset[int] = frozenset()) -> Generator[Batch, None, None]:
         """Yield the rank's micro-batches of `first_step`, of the next step, and so on up to the last step.
 
+        The steps `left_out` have none.
         Raises TooManyBad where the rate of bad samples is above the configured one.
         """
         loader = self._config.loader
-        ahead = ReadAhead(self, first_step)
+        ahead = ReadAhead(self._config, self.remote_reader, self._members_of_step, first_step)
         workers: dict[str, Any] = {"num_workers": loader.workers}
         if loader.workers:
             workers |= {
@@ -116,12 +116,17 @@ class Loader:
             }
         slots = Slots(loader.workers * loader.prefetch + HELD_BATCHES, self._slot_bytes())
         reading = _Reading(self._config, self.index, self.order, self._source, slots.memory)
-        tasks = self._tasks(first_step, ahead, slots)
+        tasks = self._tasks(first_step, left_out, ahead, slots)
         try:
             for read in DataLoader(reading, sampler=tasks, batch_size=None, collate_fn=_as_it_is, **workers):
                 yield self._batch(read, slots)
         finally:
             ahead.stop()
+
+    def _members_of_step(self, step: int) -> list[Member]:
+        """Return the stretches of shards that this rank may read in a step."""
+        samples = [self.index.sample(int(row)) for row in self.picks(step).rows]
+        return [member for sample in samples for member in self.members(sample)]
 
     def picks(self, step: int) -> Picks:
         """Return this rank's samples of a step, in the order of its places."""
@@ -129,7 +134,7 @@ class Loader:
         mine = [place for places in self._places for place in places]
         return Picks(rows=picks.rows[mine], visits=picks.visits[mine])
 
-    def members(self, sample: Sample) -> list[Any]:
+    def members(self, sample: Sample) -> list[Member]:
         """Return the stretches of shards that may be read for a sample."""
         if isinstance(self._source, LatentSource):
             return [member for member in sample.latents if member is not None]
@@ -146,7 +151,9 @@ class Loader:
         sizes = [math.prod(self._source.shape(group.bucket_hw)) for group in self.index.groups]
         return max(sizes) * self._source.dtype.itemsize * self._config.batch.samples_a_pass
 
-    def _batch(self, read: Read, slots: Slots) -> Batch:
+    def _batch(self, read: Read | BadInput, slots: Slots) -> Batch:
+        if isinstance(read, BadInput):
+            raise read
         arrays_BCHW, task = read.arrays_BCHW, read.task
         if task.slot is not None:
             arrays_BCHW = slots.lend(task.slot, read.shape, self._source.dtype)
@@ -163,8 +170,8 @@ class Loader:
         self._count(batch)
         return batch
 
-    def _tasks(self, first_step: int, ahead: ReadAhead, slots: Slots) -> Iterator[Task]:
-        for step in range(first_step, self._config.steps):
+    def _tasks(self, first_step: int, left_out: frozenset[int], ahead: ReadAhead, slots: Slots) -> Iterator[Task]:
+        for step in (step for step in range(first_step, self._config.steps) if step not in left_out):
             ahead.reached(step)
             for positions in self._places:
                 yield Task(step=step, positions=positions, slot=slots.take())
@@ -187,53 +194,6 @@ class Loader:
             )
 
 
-class ReadAhead:
-    """Fetches the blocks that the coming steps of a remote root need, some steps ahead of the workers."""
-
-    def __init__(self, loader: Loader, first_step: int) -> None:
-        self._loader = loader
-        self._config = loader._config
-        self._reader = loader.remote_reader
-        self._step = first_step
-        self._moved = threading.Condition()
-        self._stopped = False
-        if self._reader is not None:
-            threading.Thread(target=self._run, args=(first_step,), name="read-ahead", daemon=True).start()
-
-    def reached(self, step: int) -> None:
-        """Say which step the workers are asked for now."""
-        with self._moved:
-            self._step = step
-            self._moved.notify()
-
-    def stop(self) -> None:
-        """End the thread after the blocks it is fetching."""
-        with self._moved:
-            self._stopped = True
-            self._moved.notify()
-
-    def _run(self, step: int) -> None:
-        with ThreadPoolExecutor(self._config.loader.threads, thread_name_prefix="fetch") as pool:
-            while step < self._config.steps and self._wait_for(step):
-                samples = [self._loader.index.sample(int(row)) for row in self._loader.picks(step).rows]
-                members = [member for sample in samples for member in self._loader.members(sample)]
-                list(pool.map(self._warm, _one_for_each_block(self._reader, members)))
-                step += 1
-
-    def _warm(self, member: Any) -> None:
-        assert self._reader is not None
-        try:
-            self._reader.warm(member)
-        except OSError as error:  # the worker that needs the block asks again, and its error counts
-            print(f"read ahead: {member.shard}: {error}", file=sys.stderr, flush=True)
-
-    def _wait_for(self, step: int) -> bool:
-        """Return True when the step is near enough, False when all is over."""
-        with self._moved:
-            self._moved.wait_for(lambda: self._stopped or step < self._step + self._config.loader.read_ahead_steps)
-            return not self._stopped
-
-
 def order_of(config: TrainConfig, index: Index) -> Order:
     """Return the order of a split under these settings."""
     return Order(
@@ -246,8 +206,8 @@ def order_of(config: TrainConfig, index: Index) -> Order:
 
 
 def dropped(order: Order, index: Index) -> int:
-    """Return how many rows of the index no stream of the order reaches."""
-    return len(index) - sum(group.num_rows for group in order.groups)
+    """Return how many rows of the tables, but for those of weight 0, no stream of the order reaches."""
+    return index.rows_found - index.left_out - sum(group.num_rows for group in order.groups)
 
 
 def collate(step: int, positions: tuple[int, ...], parts: list[Part], bad: tuple[Bad, ...] = ()) -> Batch:
@@ -283,7 +243,14 @@ class _Reading(Dataset):
         self._config, self._index, self._order, self._source = config, index, order, source
         self._memory = memory
 
-    def __getitem__(self, task: Task) -> Read:
+    def __getitem__(self, task: Task) -> Read | BadInput:
+        """Return the micro-batch, or what the user must mend: an error that a worker raises loses its type."""
+        try:
+            return self._read(task)
+        except BadInput as error:
+            return error
+
+    def _read(self, task: Task) -> Read:
         source, chosen = self._source, list(task.positions)
         picks = self._order.batch(task.step)
         rows, visits = picks.rows[chosen].tolist(), picks.visits[chosen].tolist()
@@ -319,15 +286,8 @@ def _one_thread(_worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def _as_it_is(read: Read) -> Read:
+def _as_it_is(read: Read | BadInput) -> Read | BadInput:
     return read
-
-
-def _one_for_each_block(reader: ShardReader | None, members: list[Any]) -> list[Any]:
-    """Return members that together touch every block once."""
-    assert reader is not None and reader.cache is not None
-    first = {(member.shard, block): member for member in members for block in reader.cache.blocks(member)}
-    return list(dict.fromkeys(first.values()))
 
 
 if __name__ == "__main__":

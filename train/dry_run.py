@@ -7,11 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from train.config import BatchConfig, TrainConfig
-from train.engine import World, deepspeed_settings
 from train.model import count_parameters, meta_unet
+from train.zero_settings import deepspeed_settings
 
 GPUS = 256
 SHAPES = ((8, 1), (4, 2), (2, 4))
@@ -29,11 +27,10 @@ def what_would_run(config: TrainConfig) -> dict[str, Any]:
     batch = config.batch
     micro_batch = batch.micro_batch or max(1, batch.global_batch // batch.grad_accumulation)
     config = dataclasses.replace(config, batch=dataclasses.replace(batch, micro_batch=micro_batch))
-    world = World(rank=0, size=_world_size(config.batch), device=torch.device("cuda"))
     return {
         "model": config.model,
         "parameters": parameters_by_part(config),
-        "deepspeed": deepspeed_settings(config, world),
+        "deepspeed": deepspeed_settings(config, on_gpu=True),
         "batch": [arithmetic(config.batch, micro_batch, accumulation) for micro_batch, accumulation in SHAPES],
     }
 
@@ -66,7 +63,3 @@ def arithmetic(batch: BatchConfig, micro_batch: int, grad_accumulation: int) -> 
     except ValueError:
         return f"{line}: not the global batch {batch.global_batch}"
     return f"{line}: ok"
-
-
-def _world_size(batch: BatchConfig) -> int:
-    return max(1, batch.global_batch // (batch.samples_a_pass * batch.grad_accumulation))

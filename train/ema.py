@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
+
+if TYPE_CHECKING:
+    from train.config import TrainConfig
+    from train.engine import Engine
 
 
 class Ema:
@@ -29,3 +36,15 @@ class Ema:
 def decay_after(num_updates: int, decay_limit: float) -> float:
     """Return the decay of an update, warmed up so that early averages forget the first weights."""
     return min(decay_limit, (1 + num_updates) / (10 + num_updates))
+
+
+def export_ema(config: TrainConfig, engine: Engine, ema: Ema, folder: Path) -> None:
+    """Write the averaged weights as a diffusers U-Net folder; rank 0 gathers and writes, the others send."""
+    from train.model import build_unet, load_flat
+
+    flat = engine.gather_on_first_rank(ema.part)
+    if flat is None:
+        return
+    unet = build_unet(config)
+    load_flat(unet, flat)
+    unet.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """DeepSpeed around the U-Net: the only module that imports it.
 
-ZeRO-2 flattens all parameters, in their order, into one vector, pads it, and gives each rank an equal
+ZeRO flattens all parameters, in their order, into one vector, pads it, and gives each rank an equal
 part with the fp32 master and both moments. That partition is what checkpoints and EMA are made of.
 """
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from train.config import TrainConfig
+from train.zero_settings import check_understood, deepspeed_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +44,18 @@ class Stepped:
 
 
 class Engine:
-    """The U-Net under ZeRO-2."""
+    """The U-Net under ZeRO."""
 
     def __init__(self, config: TrainConfig, unet: nn.Module, world: World) -> None:
         import deepspeed
 
         self.world = world
         self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
-        self.engine, *_ = deepspeed.initialize(
-            model=unet, model_parameters=list(unet.parameters()), config=deepspeed_settings(config, world)
-        )
+        settings = deepspeed_settings(config, on_gpu=world.device.type == "cuda")
+        check_understood(settings, parse(settings))
+        self.engine, *_ = deepspeed.initialize(model=unet, model_parameters=list(unet.parameters()), config=settings)
         self.zero = self.engine.optimizer
-        assert len(self.zero.single_partition_of_fp32_groups) == 1, "one parameter group is one flat vector"
+        assert len(_masters(self.zero)) == 1, "one parameter group is one flat vector"
 
     @property
     def unet(self) -> nn.Module:
@@ -64,7 +65,7 @@ class Engine:
     @property
     def master(self) -> torch.Tensor:
         """This rank's fp32 part of the flat weights."""
-        return self.zero.single_partition_of_fp32_groups[0]
+        return _masters(self.zero)[0]
 
     @property
     def moments(self) -> dict[str, torch.Tensor]:
@@ -89,7 +90,8 @@ class Engine:
         with torch.no_grad():
             self.master.copy_(master)
         self.zero.optimizer.state[self.master] = {
-            name: tensor.to(self.master.device) if tensor.ndim else tensor.clone() for name, tensor in moments.items()
+            name: tensor.to(self.master.device)
+            for name, tensor in moments.items()  # the fused kernel's counter, too
         }
         self.zero.update_lp_params()
 
@@ -111,6 +113,10 @@ class Engine:
             if whole is not None:
                 whole[rank * part.numel() : (rank + 1) * part.numel()] = piece.float().cpu()
         return whole
+
+    def close(self) -> None:
+        """Let go of the network: hooks, buffers, and what else DeepSpeed hung on it."""
+        self.engine.destroy()
 
     @torch.no_grad()
     def _show(self, part: torch.Tensor) -> None:
@@ -141,34 +147,15 @@ def start_world() -> World:
     return World(rank=rank, size=size, device=device)
 
 
-def deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
-    """Return DeepSpeed's dictionary; the arithmetic was checked before."""
-    on_gpu = world.device.type == "cuda"
-    optimizer = config.optimizer
-    adamw: dict[str, Any] = {
-        "lr": optimizer.lr_peak,
-        "betas": [optimizer.beta1, optimizer.beta2],
-        "eps": optimizer.epsilon,
-        "weight_decay": optimizer.weight_decay,
-        "torch_adam": True,  # torch's own AdamW: no extension to compile
-    }
-    return {
-        "train_batch_size": config.batch.global_batch,
-        "train_micro_batch_size_per_gpu": config.batch.samples_a_pass,
-        "gradient_accumulation_steps": config.batch.grad_accumulation,
-        "gradient_clipping": optimizer.clip_norm,
-        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True},
-        "optimizer": {"type": "AdamW", "params": adamw | ({"fused": True} if on_gpu else {})},
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "overlap_comm": config.overlap_comm and on_gpu,
-            "contiguous_gradients": True,
-            "reduce_scatter": True,
-            "reduce_bucket_size": config.reduce_bucket_elements,
-            "allgather_bucket_size": config.reduce_bucket_elements,
-            "round_robin_gradients": False,  # keeps the flat vector in the order of the parameters
-        },
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-        "zero_force_ds_cpu_optimizer": False,
-    }
+def parse(settings: dict[str, Any]) -> Any:
+    """Return DeepSpeed's own reading of its dictionary; raises ValueError where one of its models refuses it."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    return DeepSpeedConfig(settings)
+
+
+def _masters(zero: Any) -> list[torch.Tensor]:
+    """Return this rank's fp32 parts: ZeRO-1 in bf16 with fp32 accumulation is another class than ZeRO-2."""
+    if hasattr(zero, "fp32_groups_flat_partition"):
+        return zero.fp32_groups_flat_partition
+    return zero.single_partition_of_fp32_groups

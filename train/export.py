@@ -1,4 +1,4 @@
-"""python -m train.export: full diffusers folders of base and refiner, loaded back and compared."""
+"""python -m train.export: diffusers folders and single files of base and refiner, loaded back and compared."""
 
 from __future__ import annotations
 
@@ -11,56 +11,82 @@ from typing import Any
 
 from curate.command_line import DONE, FAILED, stop, told_in_one_line
 from curate.config_help import About
-from train.config import TIME_IDS, TrainConfig
+from train.config import TrainConfig
+from train.exported import export_folder, hide_loading_bars, single_file_name
 from train.recipes import RECIPES
 from train.settings import read_train_settings
 
 PROG = "train.export"
 ABOUT = About(
     command="python -m train.export",
-    example="python -m train.export --config darkroom.yaml",
+    example="python -m train.export --single_file fp16",
     reads="<root>/train/base/unet_ema/ and refiner/unet_ema/, the autoencoder and the text towers",
-    writes="<root>/export/base/ and refiner/, each loaded back and compared first",
+    writes="<root>/export/<model>/: diffusers folder, single file, model card; loaded back and compared first",
 )
-TEXT_TOLERANCE = 1e-4
+SINGLE_FILE_PRECISIONS = ("fp32", "bf16", "fp16", "none")
 
 
 def main(argv: Sequence[str]) -> int:
     """Export every network that was trained; exit code 1 where a loaded folder computes something else."""
     settings = {
-        model: read_train_settings(model, argv, prog=PROG, description="Export diffusers folders.", about=ABOUT)[0]
+        model: read_train_settings(
+            model, argv, prog=PROG, description="Export the trained networks.", about=ABOUT, add_flags=_flags
+        )
         for model in RECIPES
     }
-    trained = {model: config for model, config in settings.items() if (trained_unet(config) / "config.json").exists()}
+    precision = settings["base"][1].single_file
+    trained = [config for config, _ in settings.values() if (trained_unet(config) / "config.json").exists()]
     if not trained:
-        stop(PROG, f"nothing to export: no {trained_unet(settings['base'])}; train first (python -m train.run base)")
+        first = trained_unet(settings["base"][0])
+        stop(PROG, f"nothing to export: no {first}; train first (python -m train.run base)")
     with told_in_one_line(PROG, "the folders of before are untouched: run it again"):
-        return DONE if all([export(config) for config in trained.values()]) else FAILED
+        return DONE if all([export(config, precision) for config in trained]) else FAILED
 
 
-def export(config: TrainConfig) -> bool:
-    """Write one folder, load it back, print what was compared, and return whether it agrees."""
+def export(config: TrainConfig, single_file: str = "fp32") -> bool:
+    """Write one folder, load all of it back, print what was compared, and return whether it agrees.
+
+    `single_file` is the precision of the weights in the file with the original names, or "none" to write none.
+    """
+    from train import export_check, model_card
+
     hide_loading_bars()
     pipeline, text = build_pipeline(config)
     final = export_folder(config)
     draft = final.with_name(f".{final.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
-    pipeline.save_pretrained(draft)
-    for name, tower in _tokenizer_names(config):
-        from train.convert import write_tokenizer
-
-        write_tokenizer(draft / name, tower)
-    unet_difference, text_difference = compare(config, draft, pipeline.unet, text)
-    agrees = unet_difference == 0.0 and text_difference <= TEXT_TOLERANCE
+    _write_folder(config, pipeline, draft)
+    wanted = export_check.reference(config, pipeline, text)
+    checks = [export_check.check_folder(config, draft, wanted)]
+    if single_file != "none":
+        path = draft / single_file_name(config)
+        weights = _write_single_file(config, pipeline, text, path, single_file)
+        checks.append(export_check.check_single_file(config, path, wanted, weights, single_file))
+    agrees = all(check.agrees for check in checks)
     if agrees:
+        model_card.write_card(config, draft, [check.line for check in checks])
         publish(draft, final)
     where = final if agrees else f"NOT published, see {draft}"
-    print(
-        f"{config.model}: {where}; loaded back by {type(pipeline).__name__}:"
-        f" U-Net output differs by {unet_difference:g}, text encoder output by {text_difference:.1e}",
-        flush=True,
-    )
+    print(f"{config.model}: {where}; " + "; ".join(check.line for check in checks), flush=True)
     return agrees
+
+
+def _write_folder(config: TrainConfig, pipeline: Any, draft: Path) -> None:
+    from train.convert import write_tokenizer
+
+    pipeline.save_pretrained(draft)
+    for name, tower in _tokenizer_names(config):
+        write_tokenizer(draft / name, tower)
+
+
+def _write_single_file(config: TrainConfig, pipeline: Any, text: Any, path: Path, precision: str) -> dict[str, Any]:
+    """Write the file with the original names, and return the weights that went into it, not rounded."""
+    from train import single_file
+
+    towers = single_file.text_parts(pipeline.text_encoder, text.towers[-1])
+    weights = single_file.original_weights(pipeline.unet, pipeline.vae, towers)
+    single_file.write(path, weights, precision, single_file.facts(config))
+    return weights
 
 
 def build_pipeline(config: TrainConfig) -> tuple[Any, Any]:
@@ -84,52 +110,15 @@ def build_pipeline(config: TrainConfig) -> tuple[Any, Any]:
         "scheduler": EulerDiscreteScheduler(**scheduler_arguments(config)),
         "add_watermarker": False,
     }
+    # without a negative prompt the pipelines guide away from what training showed where the text was dropped
+    parts["force_zeros_for_empty_prompt"] = config.objective.dropped_text == "zeros"
     if config.model == "refiner":
         return StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True), text
     parts |= {
         "text_encoder": text_model(text.towers[0], projection=False),
         "tokenizer": _tokenizer(config.text_towers[0]),
     }
-    return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True), text
-
-
-def compare(config: TrainConfig, folder: Path, unet: Any, text: Any) -> tuple[float, float]:
-    """Load the folder and return the largest differences of a U-Net forward and of the text embeddings."""
-    import torch
-
-    loaded = load_pipeline(config.model, folder)
-    with torch.no_grad():
-        captions = ["a photograph of a cat, sitting on a red chair", ""]
-        text_BLD, pooled_BD = text(captions)
-        theirs_BLD, _, theirs_BD, _ = loaded.encode_prompt(
-            captions, do_classifier_free_guidance=False, device="cpu", num_images_per_prompt=1
-        )
-        inputs = _unet_inputs(config, text_BLD, pooled_BD)
-        unet_difference = (unet(**inputs)[0] - loaded.unet(**inputs)[0]).abs().max()
-    text_difference = max((text_BLD - theirs_BLD).abs().max(), (pooled_BD - theirs_BD).abs().max())
-    return float(unet_difference), float(text_difference)
-
-
-def hide_loading_bars() -> None:
-    """Switch off the bars that diffusers, transformers and the hub client draw for each file."""
-    import diffusers
-    import huggingface_hub.utils
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.disable_progress_bars()
-
-
-def load_pipeline(model: str, folder: Path) -> Any:
-    """Return diffusers' pipeline of an exported folder, without progress bars."""
-    from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
-
-    hide_loading_bars()
-    kind = {"base": StableDiffusionXLPipeline, "refiner": StableDiffusionXLImg2ImgPipeline}[model]
-    pipeline = kind.from_pretrained(folder, add_watermarker=False, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return StableDiffusionXLPipeline(**parts), text
 
 
 def scheduler_arguments(config: TrainConfig) -> dict[str, Any]:
@@ -152,11 +141,6 @@ def trained_unet(config: TrainConfig) -> Path:
     return Path(config.out_folder) / "unet_ema"
 
 
-def export_folder(config: TrainConfig) -> Path:
-    """Return where the diffusers folder goes."""
-    return Path(f"{config.root}/export/{config.model}")
-
-
 def publish(draft: Path, final: Path) -> None:
     """Put a finished folder in the place of the old one by renames."""
     old = final.with_name(f".{final.name}.old")
@@ -165,24 +149,6 @@ def publish(draft: Path, final: Path) -> None:
         os.rename(final, old)
     os.rename(draft, final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _unet_inputs(config: TrainConfig, text_BLD: Any, pooled_BD: Any) -> dict[str, Any]:
-    import torch
-
-    unet = config.unet
-    shape = (len(text_BLD), unet.latent_channels, unet.sample_size, unet.sample_size)
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "sample": torch.randn(shape, generator=generator),
-        "timestep": torch.full((len(text_BLD),), config.objective.timestep_high),
-        "encoder_hidden_states": text_BLD,
-        "added_cond_kwargs": {
-            "text_embeds": pooled_BD,
-            "time_ids": torch.full((len(text_BLD), TIME_IDS[config.model]), 513.0),
-        },
-        "return_dict": False,
-    }
 
 
 def _tokenizer_names(config: TrainConfig) -> list[tuple[str, Any]]:
@@ -198,6 +164,15 @@ def _tokenizer(tower: Any) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         return write_tokenizer(Path(folder), tower)
+
+
+def _flags(parser: Any) -> None:
+    parser.add_argument(
+        "--single_file",
+        choices=SINGLE_FILE_PRECISIONS,
+        default="fp32",
+        help="precision of the weights in sdxl_<model>.safetensors (the original names); none writes no such file",
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from curate.command_line import DONE, told_in_one_line
 from curate.config_help import About, PlainParser
 from train.order import Group, repeats_of
 
-VERSION = 1
+VERSION = 2
 PROG = "train.index"
 ABOUT = About(
     command="python -m train.index",
@@ -125,8 +125,12 @@ class Index:
     """All groups, in the order of their rows."""
     shard_name_bytes: int
     """Length of each line of shards.txt."""
+    rows_found: int
+    """Rows of the tables, those that the weight leaves out included."""
     missing_aesthetic: int
     """Rows without the score."""
+    missing_latents: tuple[int, int]
+    """Rows without moments as they are, and mirrored."""
     left_out: int
     """Rows of the tables that the weight leaves out."""
     resolution_px: int
@@ -178,6 +182,17 @@ class Index:
         """Return the group that a row lies in."""
         return self.groups[bisect.bisect_right(self._first_rows, row) - 1]
 
+    def alike(self, row: int) -> range:
+        """Return the rows of the same bucket, source and weight."""
+        group = self.group_of(row)
+        return range(group.first_row, group.first_row + group.num_rows)
+
+    def in_bucket(self, row: int) -> range:
+        """Return all rows of the same bucket: the groups of a bucket are neighbours."""
+        bucket_hw = self.group_of(row).bucket_hw
+        mine = [group for group in self.groups if group.bucket_hw == bucket_hw]
+        return range(mine[0].first_row, mine[-1].first_row + mine[-1].num_rows)
+
     @functools.cached_property
     def _first_rows(self) -> list[int]:
         return [group.first_row for group in self.groups]
@@ -187,10 +202,11 @@ class Index:
 
     def order_groups(self, mixing: dict[str, float] | None) -> tuple[Group, ...]:
         """Return the groups as the order wants them: weights and shares of the sources as exact repeats."""
-        counts: dict[str, int] = {}
+        lengths: dict[str, Fraction] = {}
         for group in self.groups:
-            counts[group.source] = counts.get(group.source, 0) + group.num_rows
-        repeats = repeats_of(counts, mixing)
+            shown = Fraction(str(group.weight)) * group.num_rows
+            lengths[group.source] = lengths.get(group.source, Fraction(0)) + shown
+        repeats = repeats_of(lengths, mixing)
         buckets = sorted({group.bucket_hw for group in self.groups})
         return tuple(
             Group(
@@ -219,6 +235,7 @@ def open_index(folder: str | Path) -> Index:
     said = json.loads(path.read_text())
     if said["version"] != VERSION:
         raise BadInput(f"{path}: version = {said['version']}: this code reads {VERSION}; build the index again")
+    said["missing_latents"] = tuple(said["missing_latents"])
     groups = tuple(IndexGroup(**(group | {"bucket_hw": tuple(group["bucket_hw"])})) for group in said["groups"])
     index = Index(
         folder=str(folder), groups=groups, **{name: said[name] for name in said if name not in ("version", "groups")}
@@ -243,8 +260,16 @@ def _pread(path: str, digest: str, offset: int, num_bytes: int) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _descriptor(path: str, digest: str) -> int:
-    """Return a descriptor that stays open; the file of other data is another one."""
-    return os.open(path, os.O_RDONLY)
+    """Return a descriptor that stays open; raises BadInput where another index lies there by now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    found = json.loads((Path(path).parent / "index.json").read_text())["digest"]
+    if found != digest:
+        os.close(descriptor)
+        raise BadInput(
+            f"{path}: built again by another run, with other data or another weight;"
+            " give each run an index folder of its own (index)"
+        )
+    return descriptor
 
 
 def main(argv: Sequence[str]) -> int:

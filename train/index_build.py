@@ -101,7 +101,7 @@ def is_current(what: IndexOf, folder: Path) -> bool:
         index = open_index(folder)
     except (FileNotFoundError, ValueError):
         return False
-    return index.digest == _digest(_fragments(what, index.resolution_px), what.weight)
+    return index.digest == _digest(_fragments(what), what.weight)
 
 
 def build_index(
@@ -111,7 +111,7 @@ def build_index(
 
     `progress` is told how many of how many readings of a fragment are done.
     """
-    fragments = _fragments(what, what.resolution_px)
+    fragments = _fragments(what)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     draft.mkdir(parents=True)
     try:
@@ -167,7 +167,8 @@ def _write_json(folder: Path, plan: Plan, *, digest: str, resolution_px: int) ->
         for key, count in plan.counts.items()
     ]
     said = {"version": VERSION, "digest": digest, "shard_name_bytes": width, "resolution_px": resolution_px}
-    said |= {"missing_aesthetic": plan.missing_aesthetic, "left_out": plan.left_out, "groups": groups}
+    said |= {"rows_found": plan.rows_found, "left_out": plan.left_out, "missing_aesthetic": plan.missing_aesthetic}
+    said |= {"missing_latents": plan.missing_latents, "groups": groups}
     (folder / "index.json").write_text(json.dumps(said, indent=1))
 
 
@@ -175,14 +176,14 @@ def _digest(fragments: Fragments, weight: str) -> str:
     return hashlib.sha256(json.dumps([VERSION, fragments.digest, weight]).encode()).hexdigest()[:32]
 
 
-def _fragments(what: IndexOf, resolution_px: int) -> Fragments:
+def _fragments(what: IndexOf) -> Fragments:
     """Return what there is to index: the tables' fragments by their manifests, or else the tars."""
     fs, folder = fsspec.core.url_to_fs(what.root)
     said = _manifest(fs, f"{folder}/tables/shards/_run.json")
     if said is None:
         from train.index_tars import tar_fragments
 
-        return tar_fragments(what.root, what.split, resolution_px)
+        return tar_fragments(what.root, what.split, what.resolution_px)
     latents = _manifest(fs, f"{folder}/tables/latents/_run.json")
     with_latents = set((latents or {"fragments": {}})["fragments"])
     readers = tuple(

@@ -45,6 +45,8 @@ class Survey:
     """Length of all captions."""
     missing_aesthetic: int
     """Rows without the score."""
+    missing_latents: tuple[int, int]
+    """Rows without moments as they are, and mirrored."""
     shards: tuple[str, ...]
     """Tars that the rows lie in."""
 
@@ -73,8 +75,12 @@ class Plan:
     """Where each fragment's rows go."""
     caption_bytes: int
     """Length of all captions."""
+    rows_found: int
+    """Rows before those of weight 0 were left out."""
     missing_aesthetic: int
     """Rows without the score."""
+    missing_latents: tuple[int, int]
+    """Rows without moments as they are, and mirrored."""
     left_out: int
     """Rows of weight 0."""
     shards: tuple[str, ...]
@@ -96,6 +102,7 @@ def survey_fragment(read: Callable[[], pa.Table], weight: str) -> Survey:
     """Count a fragment; raises ValueError where the weight is none."""
     table = read()
     rows = weighted(table, weight)
+    _refuse_nulls(rows)
     keys, codes = group_codes(rows)
     tars = {name for column in _shard_columns(rows) for name in column.unique().to_pylist() if name is not None}
     return Survey(
@@ -103,6 +110,7 @@ def survey_fragment(read: Callable[[], pa.Table], weight: str) -> Survey:
         rows_read=table.num_rows,
         caption_bytes=int(_offsets(_texts(rows.column("caption")))[-1]),
         missing_aesthetic=int(np.isnan(rows.column("aesthetic").to_numpy().astype(np.float32)).sum()),
+        missing_latents=_missing_latents(rows),
         shards=tuple(sorted(tars)),
     )
 
@@ -123,7 +131,12 @@ def plan_index(surveys: Sequence[Survey], weight: str) -> Plan:
         counts=dict(sorted(unsorted.items())),
         places=(),
         caption_bytes=sum(survey.caption_bytes for survey in surveys),
+        rows_found=sum(survey.rows_read for survey in surveys),
         missing_aesthetic=sum(survey.missing_aesthetic for survey in surveys),
+        missing_latents=(
+            sum(survey.missing_latents[0] for survey in surveys),
+            sum(survey.missing_latents[1] for survey in surveys),
+        ),
         left_out=sum(survey.rows_read for survey in surveys) - sum(unsorted.values()),
         shards=tuple(numbers),
     )
@@ -236,6 +249,23 @@ def _records(table: pa.Table, shard_numbers: dict[str, int]) -> np.ndarray:
     for variant in (0, 1):
         rows["latent_offsets"][found, variant] = known.column(f"latent_offset_{variant}").fill_null(-1).to_numpy()
     return rows
+
+
+def _refuse_nulls(table: pa.Table) -> None:
+    """Raise BadInput where a row does not say where it lies or how it was cut: only the score may be null."""
+    for name in (*COPIED, *KEY_COLUMNS, "uid", "shard"):
+        column = table.column(name)
+        if name != "aesthetic" and column.null_count:
+            at = column.is_null().to_numpy().argmax()
+            shard = table.column("shard")[at].as_py()
+            raise BadInput(f"{shard}: {name} is null in {column.null_count} rows; name it in each, or export again")
+
+
+def _missing_latents(table: pa.Table) -> tuple[int, int]:
+    """Return how many rows have no moments as they are, and mirrored."""
+    if "latent_shard" not in table.column_names:
+        return table.num_rows, table.num_rows
+    return table.column("latent_offset_0").null_count, table.column("latent_offset_1").null_count
 
 
 def _shard_columns(table: pa.Table) -> list[pa.ChunkedArray]:

@@ -35,15 +35,25 @@ SCHEMA = pa.schema(
 def tar_fragments(root: str, split: str, resolution_px: int) -> Fragments:
     """Return each tar as a fragment; raises FileNotFoundError where there is none."""
     fs, folder = fsspec.core.url_to_fs(root)
-    sizes = {path: fs.size(path) for path in sorted(fs.glob(f"{folder}/shards/{split}/*.tar"))}
-    if not sizes:
+    tars = {path: fs.info(path) for path in sorted(fs.glob(f"{folder}/shards/{split}/*.tar"))}
+    if not tars:
         raise FileNotFoundError(f"{root}/shards/{split}: neither tables/shards nor tars there; run the export step")
-    names = sorted(path.removeprefix(f"{folder}/") for path in sizes)
-    identity = [resolution_px, names, list(sizes.values())]
+    names = [path.removeprefix(f"{folder}/") for path in tars]
+    identity = [resolution_px, names, [_state(info) for info in tars.values()]]
     return Fragments(
         readers=tuple(functools.partial(read_tar, root, split, name, resolution_px) for name in names),
         digest=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
     )
+
+
+def _state(info: dict[str, Any]) -> list[str]:
+    """Return what changes when a file is written again, also one of the same size: tars are padded."""
+    return [str(info["size"]), *(str(info[name]) for name in ("ETag", "etag", "mtime", "LastModified") if name in info)]
+
+
+def key_of(name: str) -> str:
+    """Return what the members of one sample share: the path without its last ending."""
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def read_tar(root: str, split: str, name: str, resolution_px: int) -> pa.Table:
@@ -62,7 +72,7 @@ def _rows(file: BinaryIO, num_bytes: int, shard: str, split: str, resolution_px:
         if member.status is not None:
             raise BadInput(f"{shard}: {member.name or 'the archive'}: {member.error}; mend or remove the shard")
         path = PurePosixPath(member.name)
-        samples.setdefault(str(path.with_suffix("")), {})[path.suffix.lower()] = member
+        samples.setdefault(key_of(member.name), {})[path.suffix.lower()] = member
     rows = []
     for key, members in samples.items():
         picture = next((members[suffix] for suffix in PICTURES if suffix in members), None)
@@ -80,7 +90,7 @@ def _row(
     members: dict[str, TarMember],
     resolution_px: int,
 ) -> dict[str, Any]:
-    said = json.loads(_bytes(file, members[".json"])) if ".json" in members else {}
+    said = _said(file, shard, members)
     caption = _bytes(file, members[".txt"]).decode("utf-8", "replace") if ".txt" in members else said.get("caption")
     row = {
         "uid": hashlib.sha256(f"{shard}\n{key}".encode()).hexdigest()[:32],
@@ -93,12 +103,27 @@ def _row(
     return row | place | {"caption": caption}
 
 
+def _said(file: BinaryIO, shard: str, members: dict[str, TarMember]) -> dict[str, Any]:
+    """Return what the sample says of itself, null values left out; raises BadInput where that is no JSON object."""
+    if ".json" not in members:
+        return {}
+    try:
+        said = json.loads(_bytes(file, members[".json"]))
+    except ValueError as error:
+        raise BadInput(
+            f"{shard}: {members['.json'].name}: no valid JSON: {error}; mend or remove the sample"
+        ) from error
+    if not isinstance(said, dict):
+        raise BadInput(f"{shard}: {members['.json'].name}: an object is expected; mend or remove the sample")
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def _is_uid(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None
 
 
 def _fitted(file: BinaryIO, shard: str, picture: TarMember, resolution_px: int) -> dict[str, int]:
-    """Return the conditioning of a picture that says nothing of itself, as `curate.resize.fit` will cut it."""
+    """Return the conditioning of a picture that says nothing of itself, as `train.samples.fit_pixels` will cut it."""
     try:
         header = read_header(_bytes(file, picture))
     except UnreadableImage as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import resource
 import signal
 import time
@@ -23,24 +24,25 @@ import torch.distributed as dist
 
 from curate.bad_input import BadInput
 from train import checkpoint
+from train.checkpoint import Writer
 from train.config import OptimizerConfig, TrainConfig
 from train.data import Loader, dropped
-from train.ema import Ema
+from train.ema import Ema, export_ema
 from train.engine import Engine, World, start_world
 from train.index import Index
 from train.index_build import IndexOf, splits_of
 from train.index_ready import ready_index
-from train.model import build_unet, count_parameters, load_flat, predict
+from train.model import build_unet, count_parameters, predict
+from train.non_finite import Recovery, gather_uids
 from train.objective import Frozen, Objective
+from train.read_ahead import cache_advice
 from train.report import Report
-from train.resume import check_same_run
-from train.samples import check_sizes
+from train.resume import continue_run, state_of
+from train.samples import check_data
+from train.self_test import self_test
+from train.switches import apply_switches, check_switches
 from train.validation import Validation
 from train.watch import SpikeDetector, Watchdog
-
-
-class NonFinite(RuntimeError):
-    """A loss or gradient was not finite; the message names step and samples."""
 
 
 class LossSpike(RuntimeError):
@@ -58,52 +60,60 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     folder = Path(config.out_folder)
     report = Report(folder, active=world.rank == 0, steps=config.steps)
     started = time.monotonic()
+    check_switches(config.speed, world.device)
+    if config.self_test:
+        self_test(config, world)
 
     # Data
-    train_index = _index(config, "train", world, report)
+    frozen = Frozen(config, world.device)
+    train_index = _index(config, frozen, "train", world, report)
     if not len(train_index):
         raise BadInput(f"{config.root}/shards: no samples in the split train; run the export step")
-    frozen = Frozen(config, world.device)
     source = frozen.source(train_index)
-    check_sizes(train_index, source)
+    check_data(train_index, source, config, frozen.latent_factor)
     bad_log = folder / f"bad_samples/rank-{world.rank:05d}.jsonl"
     loader = Loader(config, train_index, source, rank=world.rank, world_size=world.size, bad_log=bad_log)
+    if loader.remote_reader is not None:
+        share = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) / world.size
+        members_of = lambda row: loader.members(train_index.sample(row))  # noqa: E731
+        report.say(cache_advice(config, train_index, members_of, share))
     validation = _validation(config, train_index, frozen, world, report)
     order = loader.order
     num_dropped = dropped(order, train_index)
+    data_digest = f"{train_index.digest}-{frozen.vae_fingerprint[:32]}"
     report.say(
         f"data: {len(train_index)} samples in {order.num_buckets} buckets; the first epoch carries"
-        f" {order.carried_over(0)} over into the next, {num_dropped} dropped"
+        f" {order.carried_over(0)} over into the next, {num_dropped} dropped; {train_index.left_out} of weight 0"
     )
 
     # Network, optimiser, averaged weights
     unet = build_unet(config).train()
     num_parameters = count_parameters(unet.parameters())
-    if config.activation_checkpointing:
-        unet.enable_gradient_checkpointing()
+    apply_switches(unet, config.speed, world.device, num_buckets=order.num_buckets)
     engine = Engine(config, unet, world)
     ema = Ema(engine.master, config.ema_decay)
     objective = Objective(config, frozen, functools.partial(predict, engine.engine, engine.dtype))
 
     # Resume
-    first_step = 0
-    found = _agree_on_checkpoint(folder / "checkpoints", resume, world)
-    if found is not None:
-        check_same_run(found, checkpoint.read_state(found), config, train_index.digest)
-        first_step = checkpoint.restore(found, engine, ema).step
-        report.say(f"continuing after step {first_step} from {found}")
+    writer = Writer(config.checkpoints_folder, world, config.keep_checkpoints)
+    first_step = continue_run(config, resume, engine, ema, data_digest, report.say)
     record = _record(config, frozen, num_parameters, world, len(train_index), num_dropped)
     record["val_loss_before"] = _before(engine, ema, validation, objective, folder, first_step, report)
     report.run_json(record)
 
     # Steps
     step = first_step
-    micro_batches = loader.micro_batches(first_step)
+    recovery = Recovery(config, folder, world)
+    if config.on_non_finite == "roll_back" and not first_step:
+        writer.save(engine, ema, state_of(config, 0, engine, ema, data_digest))  # to go back to
+    micro_batches = loader.micro_batches(first_step, recovery.left_out)
     clock = Clock(first_step, config)
     watchdog, spikes = Watchdog(config.watch), SpikeDetector(config.watch)
     watchdog.fed()
     stopped = False
-    while step < config.steps and not stopped:
+    while step < recovery.end and not stopped:
+        step = recovery.next_batch(step)
+
         # Gradients
         losses: list[torch.Tensor] = []
         uids: list[str] = []
@@ -123,40 +133,44 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             ema.update(engine.master)
         step += 1
 
-        # What all ranks must know: the loss, and whether one of them was asked to stop
-        mean_loss, stopped = _share(torch.stack(losses).mean(), stop_requested(), world)
+        # What all ranks must know: the loss, and whether one of them was asked to stop or could not write
+        mean_loss, stopped = _share(torch.stack(losses).mean(), stop_requested() or writer.failed, world)
         if not (stepped.applied and math.isfinite(mean_loss)):
-            _non_finite(config, step, mean_loss, stepped.grad_norm, uids, world)
+            writer.finish()  # the run may end here, or go back to what is being written
+            said = f"loss {mean_loss}, gradient norm {stepped.grad_norm}; weights untouched"
+            back_to = recovery.follow(said, step - 1, uids, engine, ema)
+            if back_to is not None:
+                saved, step = back_to, checkpoint.read_state(back_to).step
+                micro_batches.close()
+                micro_batches = loader.micro_batches(step, recovery.left_out)
+                clock = Clock(step, config)
+                continue
         elif spikes.spikes(mean_loss):
+            writer.finish()
             _spike(config, step, mean_loss, spikes, uids, world)
 
         # Status
         values = {"loss": mean_loss, "lr": lr, "grad_norm": stepped.grad_norm}
-        if step % config.log_every_steps == 0 or step == config.steps or stopped:
+        if step % config.log_every_steps == 0 or step == recovery.end or stopped:
             values |= {"images_per_s": clock.images_per_s(step), **clock.since_last_asked(world.device)}
             report.progress(step, values, clock.seconds_left(step))
         report.metrics(step, values)
 
         # Checkpoint and validation
-        if step % config.checkpoint_every_steps == 0 or step == config.steps or stopped:
-            saved = checkpoint.save(
-                folder / "checkpoints",
-                engine,
-                ema,
-                _state(config, step, engine, ema, num_parameters, train_index.digest),
-                config.keep_checkpoints,
-            )
-        if config.validate_every_steps and step % config.validate_every_steps == 0 and step < config.steps:
+        if step % config.checkpoint_every_steps == 0 or step == recovery.end or stopped:
+            saved = writer.save(engine, ema, state_of(config, step, engine, ema, data_digest))
+        if config.validate_every_steps and step % config.validate_every_steps == 0 and step < recovery.end:
             report.metrics(step, {"val_loss": _validate(engine, ema, validation, objective)})
         watchdog.fed()
 
     # End
+    writer.finish()
     watchdog.off()
-    if stopped and step < config.steps:
+    if stopped and step < recovery.end:
         report.say(f"stopped after step {step}; the same command continues from {saved}")
     else:
         record["val_loss_after"] = _validate(engine, ema, validation, objective)
-        _export_ema(config, engine, ema, folder / "unet_ema")
+        export_ema(config, engine, ema, folder / "unet_ema")
         _sum_up(record, report)
     record |= {"steps_done": step, "seconds": round(time.monotonic() - started, 1)}
     record["bad_samples"] = _bad_samples(loader, world, report)
@@ -222,9 +236,10 @@ def _on_sigterm() -> Any:
     return lambda: bool(arrived)
 
 
-def _index(config: TrainConfig, split: str, world: World, report: Report) -> Index:
+def _index(config: TrainConfig, frozen: Frozen, split: str, world: World, report: Report) -> Index:
     """Return the index of a split, after rank 0 has built it where it is missing or its data has changed."""
-    what = IndexOf(root=config.data_root, split=split, weight=config.order.weight)
+    side_px = config.unet.sample_size * frozen.latent_factor
+    what = IndexOf(root=config.data_root, split=split, weight=config.order.weight, resolution_px=side_px)
     index = ready_index(what, Path(config.index_parent) / split, rank=world.rank, say=report.say)
     if config.model == "refiner":
         index.require_aesthetic()
@@ -232,7 +247,7 @@ def _index(config: TrainConfig, split: str, world: World, report: Report) -> Ind
 
 
 def _validation(config: TrainConfig, train_index: Index, frozen: Frozen, world: World, report: Report) -> Validation:
-    index = _index(config, "val", world, report) if _has_split(config, "val") else None
+    index = _index(config, frozen, "val", world, report) if _has_split(config, "val") else None
     if index is None or not len(index):
         index = train_index
         report.say("validation: the split val is empty, so the loss is taken on samples of train")
@@ -251,15 +266,6 @@ def _bad_samples(loader: Loader, world: World, report: Report) -> dict[str, int]
     if total:
         report.say(f"data: others stood in for {total.total()} bad samples, named in bad_samples/: {dict(total)}")
     return dict(total)
-
-
-def _agree_on_checkpoint(folder: Path, resume: str, world: World) -> Path | None:
-    """Let rank 0 verify and choose, so that all ranks continue from the same one."""
-    if resume == "none" and any(folder.glob("step-*")):
-        raise BadInput(f"--resume none: {folder} holds checkpoints; move them away, or set train.<model>.out")
-    chosen: list[Path | None] = [checkpoint.find(folder, resume) if world.rank == 0 else None]
-    dist.broadcast_object_list(chosen, src=0)
-    return chosen[0]
 
 
 def _before(
@@ -295,23 +301,9 @@ def _share(loss: torch.Tensor, stop: bool, world: World) -> tuple[float, bool]:
     return float(numbers[0]) / world.size, bool(numbers[1] > 0)
 
 
-def _non_finite(config: TrainConfig, step: int, loss: float, grad_norm: float, uids: list[str], world: World) -> None:
-    """Name step and samples; raise NonFinite on all ranks alike where the settings say stop."""
-    gathered: list[Any] = [None] * world.size
-    dist.all_gather_object(gathered, uids)
-    named = ", ".join(uid for rank_uids in gathered for uid in rank_uids)
-    text = f"step {step}: loss {loss}, gradient norm {grad_norm}; weights untouched; samples {named}"
-    if config.on_non_finite == "stop":
-        raise NonFinite(text)
-    if world.rank == 0:
-        print(f"skipped {text}", flush=True)
-
-
 def _spike(config: TrainConfig, step: int, loss: float, spikes: SpikeDetector, uids: list[str], world: World) -> None:
     """Name step and samples of a spike; raise LossSpike on all ranks alike where the settings say stop."""
-    gathered: list[Any] = [None] * world.size
-    dist.all_gather_object(gathered, uids)
-    named = ", ".join(uid for rank_uids in gathered for uid in rank_uids)
+    named = ", ".join(gather_uids(uids, world))
     text = (
         f"step {step}: loss {loss:.4f} is {spikes.deviations(loss):.1f} deviations above the last ones; samples {named}"
     )
@@ -319,21 +311,6 @@ def _spike(config: TrainConfig, step: int, loss: float, spikes: SpikeDetector, u
         raise LossSpike(text)
     if world.rank == 0:
         print(f"loss spike at {text}", flush=True)
-
-
-def _state(
-    config: TrainConfig, step: int, engine: Engine, ema: Ema, num_parameters: int, index_digest: str
-) -> checkpoint.State:
-    moments = engine.moments
-    return checkpoint.State(
-        step=step,
-        seed=config.seed,
-        ema_updates=ema.num_updates,
-        num_elements=num_parameters,
-        adam_step=float(moments["step"]) if moments else 0.0,
-        config=asdict(config),
-        index_digest=index_digest,
-    )
 
 
 def _record(
@@ -350,16 +327,6 @@ def _record(
         "scaling_factor": frozen.scaling_factor,
         "text_towers_untrained": any(tower.weights is None for tower in config.text_towers),
     }
-
-
-def _export_ema(config: TrainConfig, engine: Engine, ema: Ema, folder: Path) -> None:
-    """Write the averaged weights as a diffusers U-Net folder."""
-    flat = engine.gather_on_first_rank(ema.part)
-    if flat is None:
-        return
-    unet = build_unet(config)
-    load_flat(unet, flat)
-    unet.save_pretrained(folder)
 
 
 def _sum_up(record: dict[str, Any], report: Report) -> None:

@@ -5,13 +5,16 @@ Shape legend: B batch, C channels, H and W latent height and width, L tokens, D 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from curate.bad_input import BadInput
@@ -118,7 +121,7 @@ def start_from(config: TrainConfig, path: str) -> UNet2DConditionModel:
 
     Raises FileNotFoundError where there is none, ValueError where its shape is not the configured one.
     """
-    found = _single_file(config, path) if Path(path).is_file() else _diffusers_folder(path)
+    found = _single_file(config, path) if Path(path).is_file() else _diffusers_folder(config, path)
     unet = UNet2DConditionModel(**unet_arguments(config))
     wanted = unet.state_dict()
     names = sorted(
@@ -132,11 +135,25 @@ def start_from(config: TrainConfig, path: str) -> UNet2DConditionModel:
     return unet
 
 
-def _diffusers_folder(path: str) -> dict[str, torch.Tensor]:
+def _diffusers_folder(config: TrainConfig, path: str) -> dict[str, torch.Tensor]:
     folder = next((each for each in (Path(path), Path(path) / "unet") if (each / "config.json").exists()), None)
     if folder is None:
         raise FileNotFoundError(f"init_from = {path!r}: neither a file nor a folder with a diffusers U-Net")
-    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).state_dict()
+    _check_shape(config, path, json.loads((folder / "config.json").read_text()))
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    if not found:
+        raise FileNotFoundError(f"init_from = {path!r}: no .safetensors in {folder}")
+    return found
+
+
+def _check_shape(config: TrainConfig, path: str, said: dict[str, Any]) -> None:
+    """Raise BadInput where a folder's network computes something else with parameters of the same shapes."""
+    for name, wanted in unet_arguments(config).items():
+        found = said.get(name, wanted)
+        if name != "sample_size" and json.loads(json.dumps(wanted)) != found:
+            raise BadInput(f"init_from = {path!r}: its {name} is {found!r}, but unet asks for {wanted!r}")
 
 
 def _single_file(config: TrainConfig, path: str) -> dict[str, torch.Tensor]:

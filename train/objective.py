@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from train.autoencoder import check_latents, latent_factor, load_vae, moments
+from train.autoencoder import check_latents, fingerprint, latent_factor, load_vae, moments
 from train.conditioning import TextEncoder, drop_text
 from train.config import TrainConfig
 from train.data import Batch
@@ -44,11 +44,12 @@ class Frozen:
         self.text = TextEncoder(config.text_towers, device, dtype)
         vae = load_vae(config.vae_folder)
         self.scaling_factor = float(vae.config.scaling_factor)
-        self._vae_factor = latent_factor(vae)
+        self.latent_factor = latent_factor(vae)
+        self.vae_fingerprint = fingerprint(vae)
         cached = config.source == "latents"
         if cached:
             check_latents(config.data_root, vae)
-        self.factor = 1 if cached else self._vae_factor
+        self.factor = 1 if cached else self.latent_factor
         self.vae = None if cached else vae.to(device=device, dtype=dtype)
 
     def source(self, index: Index) -> LatentSource | ImageSource:
@@ -56,7 +57,7 @@ class Frozen:
         config = self._config
         reader = shard_reader(config.data_root, config.loader, index.digest)
         if config.source == "latents":
-            return LatentSource(reader=reader, channels=2 * config.unet.latent_channels, factor=self._vae_factor)
+            return LatentSource(reader=reader, channels=2 * config.unet.latent_channels, factor=self.latent_factor)
         return ImageSource(reader=reader, augment=config.augment, seed=config.seed)
 
     def moments(self, batch: Batch) -> torch.Tensor:

@@ -8,7 +8,7 @@ cannot fill takes its rest from the next one. World size, micro-batch and worker
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -220,17 +220,18 @@ def rank_positions(*, rank: int, world_size: int, micro_batch: int, grad_accumul
     return [tuple(range(start, start + micro_batch)) for start in starts]
 
 
-def repeats_of(counts: dict[str, int], shares: dict[str, float] | None) -> dict[str, Fraction]:
-    """Return how often an epoch shows each row of a source, so that an epoch is as long as the data.
+def repeats_of(lengths: Mapping[str, Fraction | int], shares: dict[str, float] | None) -> dict[str, Fraction]:
+    """Return what the weights of each source are multiplied by, so that its share of an epoch is the given one.
 
-    Without shares every row comes once. Raises ValueError where the shares do not name exactly the sources.
+    `lengths` has the sum of the weights of each source's rows; the epoch stays as long as all of them together.
+    Without shares the factors are 1. Raises ValueError where the shares do not name exactly the sources.
     """
     if shares is None:
-        return {source: Fraction(1) for source in counts}
-    if set(shares) != set(counts):
+        return {source: Fraction(1) for source in lengths}
+    if set(shares) != set(lengths):
         raise BadInput(
-            f"order.mixing = {shares!r}: the data has the sources {', '.join(sorted(counts))}; give each a share"
+            f"order.mixing = {shares!r}: the data has the sources {', '.join(sorted(lengths))}; give each a share"
         )
     exact = {source: Fraction(str(share)) for source, share in shares.items()}
-    total, rows = sum(exact.values()), sum(counts.values())
-    return {source: exact[source] / total * rows / count for source, count in counts.items()}
+    total, epoch = sum(exact.values()), sum(lengths.values())
+    return {source: exact[source] / total * epoch / length for source, length in lengths.items()}

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from curate.commit import git_commit
+
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "open_clip_torch")
 
 
@@ -28,9 +30,9 @@ class Report:
             self._events = SummaryWriter(str(folder / "tensorboard"))
             self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
 
-    def say(self, text: str) -> None:
-        """Print one line."""
-        if self._active:
+    def say(self, text: str | None) -> None:
+        """Print one line; None is nothing to say."""
+        if self._active and text is not None:
             print(text, flush=True)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -57,7 +59,7 @@ class Report:
         if not self._active:
             return
         draft = self._folder / ".run.json.partial"
-        draft.write_text(json.dumps({"versions": versions()} | values, indent=1))
+        draft.write_text(json.dumps({"versions": versions(), "git_commit": git_commit()} | values, indent=1))
         os.replace(draft, self._folder / "run.json")
 
     def close(self) -> None:

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from curate.bad_input import BadInput
 from curate.command_line import DONE, EXIT_CODES, stop, told_in_one_line
 from curate.config_help import About
 from train.config import TrainConfig
 from train.launch import adopt_launcher, run_ranks
-from train.recipes import RECIPES
+from train.recipes import RECIPES, STAGES_STEPS
 from train.settings import read_train_settings
 
 PROG = "train.run"
@@ -61,6 +62,10 @@ def _train(config: TrainConfig, extra: Any, argv: Sequence[str]) -> int:
         dry_run(config, extra.json)
         return DONE
     config.check_runnable()
+    if extra.stage not in (None, str(min(STAGES_STEPS))) and config.init_from is None:
+        raise BadInput(
+            f"stage = {extra.stage}: starts from the stage before: give --init_from FOLDER with its unet_ema"
+        )
     launched = adopt_launcher(os.environ)
     ranks = int(os.environ["WORLD_SIZE"]) if launched else _ranks(config)
     config = dataclasses.replace(config, batch=config.batch.for_ranks(ranks))

@@ -9,9 +9,10 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from curate.bad_input import BadInput
 from curate.command_line import DONE, stop, told_in_one_line
@@ -19,18 +20,17 @@ from curate.config import require
 from curate.config_file import read_settings
 from curate.config_help import About
 from train.config import TrainConfig
-from train.export import export_folder
+from train.exported import export_folder
 from train.recipes import RECIPES
 from train.settings import read_train_settings, section
 
 PROG = "train.sample"
 ABOUT = About(
     command="python -m train.sample",
-    example="python -m train.sample --prompts prompts.txt --guidance 7 --out grid.png",
+    example="python -m train.sample --prompts prompts.txt --sampler dpmpp_2m_karras --out grid.png",
     reads="<root>/export/base/ and refiner/; captions of the index without --prompts",
     writes="<root>/samples.png",
 )
-AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 CAPTION_LINE_PX, CAPTION_LINES = 12, 3
 CAPTION_ROWS = 10_000
 
@@ -45,14 +45,22 @@ class SampleConfig:
     """File with one prompt a line; null takes captions of the train shards."""
     out: str | None = None
     """PNG to write; null means `<root>/samples.png`."""
+    pictures: str | None = None
+    """Folder for the pictures, each as a PNG of its own that carries prompt and seed; null writes the grid only."""
+    sampler: Literal[
+        "euler", "euler_ancestral", "heun", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "unipc"
+    ] = "euler"
+    """diffusers' scheduler; heun draws with the base alone."""
     steps: int = 20
     """Sampler steps of base and refiner together."""
     guidance: float = 5.0
-    """Classifier-free guidance."""
+    """Scale of classifier-free guidance; 1 is none."""
     split: float = 0.8
-    """Share of the steps that the base takes, above 0; at 1 the refiner does nothing."""
+    """Share of the noise scales that the base takes, from the noise down, above 0; at 1 the refiner does nothing."""
     seed: int = 0
     """Seed of the first picture's noise; the next picture takes the next one."""
+    batch_size: int = 4
+    """Pictures that are drawn together; it changes speed and memory, and the pictures by rounding only."""
     count: int = 9
     """Pictures, where captions of the shards are the prompts."""
     size_px: int | None = None
@@ -61,6 +69,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         require(0.0 < self.split <= 1.0, "split", self.split, "must be above 0 and at most 1")
         require(self.steps > 0, "steps", self.steps, "must be at least 1")
+        require(self.guidance >= 1, "guidance", self.guidance, "must be at least 1")
+        require(self.batch_size > 0, "batch_size", self.batch_size, "must be at least 1")
         require(self.count > 0, "count", self.count, "must be at least 1")
 
 
@@ -81,53 +91,43 @@ def main(argv: Sequence[str]) -> int:
         out = Path(settings.out or f"{settings.root}/samples.png")
         out.parent.mkdir(parents=True, exist_ok=True)
         grid(images, prompts).save(out)
+        if settings.pictures is not None:
+            save_pictures(images, prompts, settings, Path(settings.pictures))
         print(f"{len(images)} pictures: {out}{_untrained_note(base)}")
     return DONE
 
 
 def draw(base: TrainConfig, refiner: TrainConfig, prompts: list[str], settings: SampleConfig) -> list[Image.Image]:
     """Return one picture for each prompt; without an exported refiner the base does every step, and this is said."""
-    import torch
+    from train.draw import Drawing, draw_pixels
 
-    from train.export import load_pipeline
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     refine = export_folder(refiner).exists() and settings.split < 1.0
     if not refine:
         print("the base draws alone (no exported refiner, or split 1)")
-    side_px = _side_px(base, settings)
-    shared = {
-        "prompt": prompts,
-        "num_inference_steps": settings.steps,
-        "guidance_scale": settings.guidance,
-        "generator": [torch.Generator().manual_seed(settings.seed + number) for number in range(len(prompts))],
-    }
-    drawn = (
-        load_pipeline("base", export_folder(base))
-        .to(device)(
-            **shared,
-            height=side_px,
-            width=side_px,
-            denoising_end=settings.split if refine else None,
-            output_type="latent" if refine else "pil",
-        )
-        .images
+    drawing = Drawing(
+        sampler=settings.sampler,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        split=settings.split,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        side_px=_side_px(base, settings),
     )
-    if not refine:
-        return drawn
-    return (
-        load_pipeline("refiner", export_folder(refiner))
-        .to(device)(
-            **shared,
-            image=drawn,
-            denoising_start=settings.split,
-            aesthetic_score=AESTHETIC_SCORE,
-            negative_aesthetic_score=NEGATIVE_AESTHETIC_SCORE,
-            original_size=(side_px, side_px),
-            target_size=(side_px, side_px),
-        )
-        .images
-    )
+    pixels = draw_pixels(export_folder(base), export_folder(refiner) if refine else None, prompts, drawing)
+    return [Image.fromarray((picture * 255.0).round().astype("uint8")) for picture in pixels]
+
+
+def save_pictures(images: list[Image.Image], prompts: list[str], settings: SampleConfig, folder: Path) -> None:
+    """Write each picture as a PNG that carries what it was drawn from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        seed = settings.seed + number
+        told = {"prompt": prompt, "seed": seed, "sampler": settings.sampler, "steps": settings.steps}
+        told |= {"guidance": settings.guidance, "split": settings.split}
+        text = PngInfo()
+        for name, value in told.items():
+            text.add_itxt(name, str(value))
+        image.save(folder / f"{number:05d}-seed{seed}.png", pnginfo=text)
 
 
 def read_prompts(settings: SampleConfig, index_parent: str) -> list[str]:

@@ -81,11 +81,11 @@ def read_pick(
 ) -> tuple[Part, list[Bad]]:
     """Return the sample of a row (in `out_CHW` where given), or its stand-in, and whatever was bad on the way.
 
-    The stand-in is a function of (seed, row, visit), from the same bucket, source and weight, so every
-    rank and every resumed run takes the same one. Raises BadSample where no stand-in is whole.
+    The stand-in is a function of (seed, row, visit), so every rank and every resumed run takes the same
+    one: from the same bucket, source and weight, and after half of the attempts from the whole bucket.
+    Raises BadInput where no stand-in is whole.
     """
     bad: list[Bad] = []
-    group = index.group_of(row)
     candidate = row
     for attempt in range(STAND_INS):
         sample = index.sample(candidate)
@@ -93,8 +93,13 @@ def read_pick(
             return read_part(config, source, sample, visit, out_CHW), bad
         except BadSample as error:
             bad.append(Bad(uid=sample.uid, row=candidate, reason=error.reason, message=str(error)))
-        candidate = group.first_row + key(config.seed, _STAND_IN, row, visit, attempt) % group.num_rows
-    raise BadSample("corrupt", f"{STAND_INS} samples of one group in a row, the last one: {bad[-1].message}")
+        rows = index.alike(row) if attempt < STAND_INS // 2 else index.in_bucket(row)
+        candidate = rows[key(config.seed, _STAND_IN, row, visit, attempt) % len(rows)]
+    height_px, width_px = index.group_of(row).bucket_hw
+    raise BadInput(
+        f"{STAND_INS} samples of the bucket {height_px}x{width_px} in a row are bad, the last one: {bad[-1].message};"
+        f" look with python -m train.data --root {config.root} --check"
+    )
 
 
 def read_part(
@@ -138,13 +143,10 @@ class LatentSource:
         return self.channels, bucket_hw[0] // self.factor, bucket_hw[1] // self.factor
 
     def read_into(self, out_CHW: np.ndarray, sample: Sample, flipped: bool, visit: int) -> None:
-        """Fill the array with the moments; raises ValueError where the variant was not encoded."""
+        """Fill the array with the moments."""
         member = sample.latents[int(flipped)]
         if member is None:
-            raise BadInput(
-                f"tables/latents: no variant {int(flipped)} of sample {sample.uid};"
-                " encode with flip, or set augment.flip_prob to 0"
-            )
+            raise BadSample("missing", f"tables/latents: no variant {int(flipped)} of sample {sample.uid}")
         header_bytes = member.num_bytes - out_CHW.nbytes
         if not 0 < header_bytes <= MAX_HEADER_BYTES or not self._read_straight(member, header_bytes, out_CHW):
             self._refuse(member, out_CHW)
@@ -243,6 +245,35 @@ class ImageSource:
             pixels_HWC = pixels_HWC[:, ::-1]
         for channel in range(3):
             out_CHW[channel] = pixels_HWC[..., channel]
+
+
+def check_data(index: Index, source: Source, config: TrainConfig, latent_factor: int) -> None:
+    """Raise BadInput where the samples are not what the settings ask for, before the first step."""
+    check_buckets(index, config.unet.sample_size * latent_factor)
+    if config.source == "latents":
+        check_variants(index, config)
+    check_sizes(index, source)
+
+
+def check_buckets(index: Index, side_px: int) -> None:
+    """Raise BadInput where the pictures are of another stage: of twice the area that the network is for, or of half."""
+    height_px, width_px = max(index.groups, key=lambda group: group.num_rows).bucket_hw
+    if not 0.5 < height_px * width_px / side_px**2 < 2:
+        raise BadInput(
+            f"shards: most pictures are {height_px}x{width_px} px, but unet.sample_size is for {side_px} px:"
+            " name the stage they were exported for (--stage), or export again (export.resolution_px)"
+        )
+
+
+def check_variants(index: Index, config: TrainConfig) -> None:
+    """Raise BadInput where more samples lack moments that will be asked for than may be bad."""
+    allowed = config.loader.max_bad_rate * len(index)
+    wanted = (True, config.augment.flip_prob > 0)
+    for variant, fix in enumerate(("encode the latents", "encode with flip, or set augment.flip_prob to 0")):
+        lacking = index.missing_latents[variant]
+        if wanted[variant] and lacking > allowed:
+            told = f"{lacking} of {len(index)} samples have no variant {variant}"
+            raise BadInput(f"tables/latents: {told}; {fix} (python pipelines/encode.py)")
 
 
 def check_sizes(index: Index, source: Source) -> None:

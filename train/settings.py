@@ -26,7 +26,7 @@ def read_train_settings(
     about: About | None = None,
 ) -> tuple[TrainConfig, Any]:
     """Return the recipe of `model`, or its `--stage`, with the file's `train.<model>` and the flags over it."""
-    stage_px, words = _stage(argv, prog)
+    stage_px = _stage(argv, prog)
     recipe = RECIPES[model]() if stage_px is None else staged(RECIPES[model](), stage_px)
     recipe = dataclasses.replace(recipe, root=root)
 
@@ -37,7 +37,7 @@ def read_train_settings(
 
     return read_settings(
         TrainConfig,
-        words,
+        argv,
         prog=prog,
         description=description,
         section=lambda document: section(document, model),
@@ -47,16 +47,15 @@ def read_train_settings(
     )
 
 
-def _stage(argv: Sequence[str], prog: str) -> tuple[int | None, list[str]]:
-    """Return the value of `--stage`, if it is there, and the other words."""
-    words = list(argv)
+def _stage(argv: Sequence[str], prog: str) -> int | None:
+    """Return the value of `--stage`, if it is there."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--stage=") else [word])]
     if "--stage" not in words:
-        return None, words
-    at = words.index("--stage")
-    value = words[at + 1] if at + 1 < len(words) else "nothing"
+        return None
+    value = ([*words, "nothing"])[words.index("--stage") + 1]
     if value not in map(str, STAGES_STEPS):
         stop(prog, f"stage = {value}: must be one of {', '.join(map(str, STAGES_STEPS))}")
-    return int(value), words[:at] + words[at + 2 :]
+    return int(value)
 
 
 def section(document: dict[str, Any], model: str) -> dict[str, Any]:

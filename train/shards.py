@@ -28,8 +28,12 @@ class BadSample(ValueError):
     """A sample that cannot be used: its shard is missing, ends too early, or holds something else."""
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(f"{reason}: {message}")
+        super().__init__(reason, message)  # both, so that a worker can send it
         self.reason = reason
+        self._message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self._message}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +217,20 @@ class _Opened:
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def read_into(self, member: Member, buffers: Sequence[bytearray | memoryview]) -> int:
-        return os.preadv(self.descriptor, buffers, member.offset)
+        found = os.preadv(self.descriptor, buffers, member.offset)
+        return found if found == member.num_bytes else self._piece_by_piece(member, buffers)
+
+    def _piece_by_piece(self, member: Member, buffers: Sequence[bytearray | memoryview]) -> int:
+        """Read as network file systems answer, less at a time than was asked for; return the bytes found."""
+        found = 0
+        for buffer in buffers:
+            rest = memoryview(buffer)
+            while len(rest):
+                length = os.preadv(self.descriptor, [rest], member.offset + found)
+                if not length:
+                    return found
+                found, rest = found + length, rest[length:]
+        return found
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):

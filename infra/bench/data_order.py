@@ -118,6 +118,7 @@ def write_index(folder: Path, num_rows: int, sparse: bool) -> None:
         for bucket, first, count in zip(SDXL_1024, firsts, counts, strict=True)
     ]
     said = {"version": VERSION, "digest": "bench", "shard_name_bytes": 16, "missing_aesthetic": 0, "left_out": 0}
+    said |= {"rows_found": num_rows, "missing_latents": [0, 0]}
     (folder / "index.json").write_text(json.dumps(said | {"resolution_px": 1024, "groups": groups}))
 
 

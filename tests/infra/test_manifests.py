@@ -209,3 +209,22 @@ def test_slurm_refuses_bad_arguments(cluster: Path, arguments: list[str], line: 
     process = start(cluster, *arguments)
     assert process.communicate(timeout=20)[0].strip() == line
     assert (process.returncode, calls(cluster)) == (2, [])
+
+
+def test_the_training_job_is_256_ranks_of_the_trainer() -> None:
+    documents = yaml.safe_load_all((INFRA / "kubernetes" / "train.yaml").read_text())
+    service, job = (document for document in documents)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    words = container["command"]
+    flags = dict(word.removeprefix("--").split("=") for word in words if "=" in word)
+    gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert job["spec"]["parallelism"] == job["spec"]["completions"] == int(flags["nnodes"])
+    assert gpus == int(flags["nproc-per-node"]) and gpus * int(flags["nnodes"]) * 8 == 2048
+    assert flags["rdzv-endpoint"] == f"{job['metadata']['name']}-0.{service['metadata']['name']}:29500"
+    assert pod["subdomain"] == service["metadata"]["name"] and service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert service["spec"]["ports"][0]["port"] == 29500
+    assert words[words.index("-m") :] == ["-m", "train.run", "base", "--config", "/etc/darkroom/darkroom.yaml"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert "tini" in (INFRA / "Containerfile").read_text()

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
 from safetensors.torch import save_file
 
 from curate.weights import MissingWeights
 from tests.train.synthetic_root import picture
 from train import autoencoder
 
+MOMENTS_OF_ENCODING_1 = [-0.10883, 0.10614, -0.16748, -0.23401, -0.41724, -0.40161, 0.33789, 0.28003]
+"""Of the first latent pixel, by channel; the numbers that pixels() and encode_moments() gave when ENCODING was 1."""
 SMALL = autoencoder.FitConfig(steps=40, block_out_channels=(8, 8, 16))
 
 
@@ -31,6 +34,18 @@ def test_a_registered_name_loads_its_file_exactly(tmp_path, monkeypatch):
     loaded = autoencoder.load_vae("sdxl_vae")
     assert autoencoder.fingerprint(loaded) == autoencoder.fingerprint(saved)
     assert not loaded.training
+
+
+def test_what_encoding_makes_of_a_picture_has_not_changed_without_its_number():
+    torch.manual_seed(0)
+    tiny = {**autoencoder.SDXL_VAE, "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+    vae = AutoencoderKL(**tiny).eval()
+    ramp_HWC = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3) % 251
+    image = Image.fromarray(ramp_HWC.astype(np.uint8))
+    moments_CHW = autoencoder.encode_moments(vae, autoencoder.pixels(image)[None])[0]
+    assert autoencoder.ENCODING.endswith("; 1"), "raised: give the values of the new encoding here"
+    assert moments_CHW.dtype == np.float16
+    assert np.allclose(moments_CHW[:, 0, 0].astype(float), MOMENTS_OF_ENCODING_1, atol=2e-3)
 
 
 def test_missing_weights_and_folders_are_told(tmp_path, monkeypatch):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from curate.bad_input import BadInput
 from tests.train.synthetic_root import write_clip
+from train import single_file
 from train.conditioning import TextEncoder, drop_text, encode_tokens, pad
 from train.config import TextTower, TrainConfig, UNetConfig
 from train.convert import text_model, write_tokenizer
@@ -108,7 +110,7 @@ def test_sizes_survive_a_bf16_network() -> None:
 
 def test_a_fresh_network_predicts_zero_and_learns() -> None:
     unet = build_unet(tiny_config())
-    assert all(float(layer.weight.abs().sum()) == 0.0 for layer in output_layers(unet))
+    assert all(float(layer.weight.abs().sum()) == float(layer.bias.abs().sum()) == 0.0 for layer in output_layers(unet))
     assert len(list(output_layers(unet))) == 8 + 4 + 1  # res-blocks, transformers, final convolution
     shapes = (torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 77, 80), torch.randn(1, 48))
     output = predict(unet, torch.float32, *shapes, torch.zeros(1, 6))
@@ -126,55 +128,18 @@ def test_start_from_a_folder_needs_the_same_shape(tmp_path: Path) -> None:
     wider = dataclasses.replace(config.unet, cross_attention_dim=96)
     with pytest.raises(ValueError, match="init_from"):
         build_unet(dataclasses.replace(config, unet=wider, init_from=str(tmp_path)))
+    heads = tuple(2 * number for number in config.unet.attention_heads)  # the same shapes, another function
+    with pytest.raises(BadInput, match="its attention_head_dim is"):
+        build_unet(
+            dataclasses.replace(
+                config, unet=dataclasses.replace(config.unet, attention_heads=heads), init_from=str(tmp_path)
+            )
+        )
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file(dict(list(load_file(weights).items())[1:]), weights)
+    with pytest.raises(BadInput, match="1 parameters differ from unet, first"):
+        build_unet(dataclasses.replace(config, init_from=str(tmp_path)))
     assert meta_unet(config).conv_in.weight.is_meta
-
-
-def original_names(unet: torch.nn.Module, levels: int, layers: int) -> dict[str, torch.Tensor]:
-    """The weights under the names of the original code, by the published correspondence of blocks."""
-    resnet = {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "time_emb_proj": "emb_layers.1",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-        "conv_shortcut": "skip_connection",
-    }
-    blocks = {"mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2"}
-    blocks["mid_block.attentions.0"] = "middle_block.1"
-    for level in range(levels):
-        for layer in range(layers):
-            number = level * (layers + 1) + layer + 1
-            blocks[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{number}.0"
-            blocks[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{number}.1"
-        blocks[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
-        for layer in range(layers + 1):
-            number = level * (layers + 1) + layer
-            blocks[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{number}.0"
-            blocks[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{number}.1"
-        has_attention = any(name.startswith(f"up_blocks.{level}.attentions") for name in unet.state_dict())
-        upsampler = f"output_blocks.{level * (layers + 1) + layers}.{1 + has_attention}"
-        blocks[f"up_blocks.{level}.upsamplers.0"] = upsampler
-    outer = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "add_embedding.linear_1": "label_emb.0.0",
-        "add_embedding.linear_2": "label_emb.0.2",
-        "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    named = {}
-    for name, tensor in unet.state_dict().items():
-        block = next((block for block in sorted(blocks, key=len, reverse=True) if name.startswith(f"{block}.")), None)
-        stem, kind = name.rsplit(".", 1)
-        if block is None:
-            theirs = f"{outer[stem]}.{kind}"
-        else:
-            inner = name[len(block) + 1 :]
-            part = inner.split(".")[0]
-            theirs = f"{blocks[block]}.{inner.replace(part, resnet[part], 1) if '.resnets.' in block else inner}"
-        named[f"model.diffusion_model.{theirs}"] = tensor
-    return named
 
 
 def test_start_from_a_single_file_or_a_pipeline_folder(tmp_path: Path) -> None:
@@ -183,7 +148,7 @@ def test_start_from_a_single_file_or_a_pipeline_folder(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(torch.randn_like(parameter))
-    original = {name: tensor.contiguous() for name, tensor in original_names(unet, levels=2, layers=1).items()}
+    original = {f"{single_file.UNET}{name}": tensor for name, tensor in single_file.unet_weights(unet).items()}
     assert len(original) == len(unet.state_dict())
     save_file(original | {"first_stage_model.x": torch.zeros(1)}, tmp_path / "sdxl.safetensors")
     unet.save_pretrained(tmp_path / "pipeline/unet")

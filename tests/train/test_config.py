@@ -34,10 +34,11 @@ def test_recipes_draw_their_noise_scales_and_ask_for_the_requested_schedule() ->
 
 @pytest.mark.parametrize("model", ["base", "refiner"])
 def test_three_stages_are_ready(model: str) -> None:
-    def stage(px: int) -> TrainConfig:
-        flags = ["--root", "r", "--stage", str(px), "--optimizer.lr_peak", "5e-5"]
+    def stage(px: int, *said: str) -> TrainConfig:
+        flags = ["--root", "r", *(said or ("--stage", str(px))), "--optimizer.lr_peak", "5e-5"]
         return read_train_settings(model, flags, prog="test", description="")[0]
 
+    assert stage(512, "--stage=512") == stage(512)
     stages = [stage(px) for px in (256, 512, 1024)]
     assert [config.unet.sample_size for config in stages] == [32, 64, 128]
     assert [config.objective.offset_noise for config in stages] == [0.0, 0.0, 0.05]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from curate.bad_input import BadInput
 from tests.train.synthetic_root import Tiny, member_bytes
 from train.autoencoder import check_latents, load_vae
 from train.config import AugmentConfig, BatchConfig, LoaderConfig, TrainConfig
@@ -26,11 +27,14 @@ from train.index_build import index_folder as folder_of
 from train.micro_conditioning import mirrored_crop_left_px
 from train.recipes import base, refiner
 from train.samples import (
+    STAND_INS,
     ImageSource,
     LatentSource,
     WrongSize,
     all_finite,
+    check_buckets,
     check_sizes,
+    check_variants,
     decode_rgb,
     fit_pixels,
     flips,
@@ -153,7 +157,9 @@ def test_a_flip_chooses_the_mirrored_latent_and_mirrors_the_crop(tiny: Tiny) -> 
     assert mirrored_crop_left_px((100, 300), (50, 100), 10) == 150 - 100 - 10
     always = dataclasses.replace(base(), augment=AugmentConfig(flip_prob=1.0))
     expected = mirrored_crop_left_px(sample.original_hw, sample.bucket_hw, sample.crop_left_px)
-    assert read_part(always, source, sample, 0).time_ids[3] == expected
+    part = read_part(always, source, sample, 0)
+    assert part.time_ids[3] == expected
+    assert np.array_equal(part.array_CHW, mirrored)
     share = np.mean([flips(AugmentConfig(), 0, visit, sample.uid) for visit in range(400)])
     assert 0.4 < share < 0.6
 
@@ -169,6 +175,15 @@ def test_jitter_is_what_brightness_contrast_and_saturation_are() -> None:
     expected = (expected - grey) * saturation + grey
     assert np.abs(changed - expected).max() <= 0.6  # OpenCV's fixed point
     assert 0.0 < np.abs(changed.astype(float) - pixels).mean() < 12
+
+
+def test_jitter_differs_by_visit_and_sample_and_repeats_itself(tiny: Tiny) -> None:
+    source, sample = images_of(tiny.root, AugmentConfig(jitter=0.2)), index_of(tiny.root).sample(0)
+    first, again, later = (read(source, sample, False, visit) for visit in (0, 0, 1))
+    another = read(source, dataclasses.replace(sample, uid="f" * 32), False, 0)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, later)
+    assert not np.array_equal(first, another)
 
 
 def test_latents_of_another_autoencoder_code_or_size_are_refused(tiny: Tiny, tmp_path: Path) -> None:
@@ -193,10 +208,29 @@ def test_latents_of_another_autoencoder_code_or_size_are_refused(tiny: Tiny, tmp
         check_latents(str(tmp_path / "nowhere"), vae)
 
 
-def test_a_missing_variant_is_named(tiny: Tiny) -> None:
-    sample = dataclasses.replace(index_of(tiny.root).sample(0), latents=(None, None), uid="abcd")
-    with pytest.raises(ValueError, match="no variant 0 of sample abcd"):
+def test_missing_variants_are_refused_at_the_start_and_single_ones_are_bad_samples(tiny: Tiny) -> None:
+    index, config = index_of(tiny.root), settings_of(tiny)
+    assert index.missing_latents == (0, 0)
+    sample = dataclasses.replace(index.sample(0), latents=(None, None), uid="abcd")
+    with pytest.raises(BadSample, match="missing: .*no variant 0 of sample abcd"):
         read(latents_of(tiny.root), sample, False, 0)
+    check_variants(index, config)
+    check_variants(dataclasses.replace(index, missing_latents=(0, 9)), flip_prob(config, 0.0))
+    with pytest.raises(BadInput, match="9 of 30 samples have no variant 1; encode with flip, or set augment.flip_prob"):
+        check_variants(dataclasses.replace(index, missing_latents=(0, 9)), flip_prob(config, 0.5))
+    with pytest.raises(BadInput, match="1 of 30 samples have no variant 0; encode the latents"):
+        check_variants(dataclasses.replace(index, missing_latents=(1, 1)), config)
+
+
+def flip_prob(config: TrainConfig, prob: float) -> TrainConfig:
+    return dataclasses.replace(config, augment=dataclasses.replace(config.augment, flip_prob=prob))
+
+
+def test_pictures_of_another_stage_are_refused(tiny: Tiny) -> None:
+    check_buckets(index_of(tiny.root), 32)
+    for side_px in (16, 64):
+        with pytest.raises(BadInput, match=rf"most pictures are 32x32 px, but unet.sample_size is for {side_px} px"):
+            check_buckets(index_of(tiny.root), side_px)
 
 
 def test_the_refiner_sees_each_samples_own_score(tiny: Tiny) -> None:
@@ -238,17 +272,44 @@ def test_bad_samples_are_named_and_replaced_the_same_way_everywhere(damaged: Pat
     assert read_pick(config, index, source, 2, 5)[0].sample == stand_in.sample
     assert len({read_pick(config, index, source, 2, visit)[0].sample.row for visit in range(20)}) > 5
     assert read_pick(config, index, source, 29, 0)[1][0].reason == "truncated"
-    with pytest.raises(BadSample, match="16 samples of one group in a row") as error:
+    with pytest.raises(BadInput, match="16 samples of the bucket 32x32 in a row are bad, the last one: missing"):
         read_pick(config, index_of(damaged, "val"), source, 0, 0)
-    assert "missing" in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_workers_are_one_line_of_the_same_type(damaged: Path, tiny: Tiny, workers: int) -> None:
+    config = dataclasses.replace(settings_of(tiny), root=str(damaged), source="images")
+    config = dataclasses.replace(config, batch=BatchConfig(global_batch=1, micro_batch=1), steps=4)
+    config = dataclasses.replace(config, loader=LoaderConfig(workers=workers))
+    index, source = index_of(damaged, "val"), images_of(damaged, config.augment)
+    loader = Loader(config, index, source, rank=0, world_size=1)
+    with pytest.raises(BadInput, match=r"^16 samples of the bucket .*--check$"):
+        list(loader.micro_batches(0))
+
+
+def test_a_bad_sample_alone_in_its_group_is_replaced_from_its_bucket(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny.root / "shards", tmp_path / "shards")
+    shutil.copytree(tiny.root / "tables", tmp_path / "tables")
+    uid = index_of(tiny.root).sample(2).uid
+    index = index_of(tmp_path, weight=f"CASE WHEN uid = '{uid}' THEN 2 ELSE 1 END")
+    alone = next(row for row in range(len(index)) if index.sample(row).uid == uid)
+    assert len(index.alike(alone)) == 1
+    with (tmp_path / index.sample(alone).picture.shard).open("r+b") as file:
+        file.seek(index.sample(alone).picture.offset)
+        file.write(b"\0" * 64)
+    config = dataclasses.replace(settings_of(tiny), source="images")
+    stand_in, bad = read_pick(config, index, images_of(tmp_path, config.augment), alone, 0)
+    assert len(bad) == STAND_INS // 2 + 1
+    assert stand_in.sample.bucket_hw == index.sample(alone).bucket_hw
+    assert stand_in.sample.uid != uid
 
 
 def test_bad_samples_are_counted_up_to_the_rate_then_an_error(damaged: Path, tiny: Tiny, tmp_path: Path) -> None:
     config = dataclasses.replace(settings_of(tiny), root=str(damaged), source="images", steps=8)
     log = tmp_path / "bad.jsonl"
 
-    def load(rate: float) -> Loader:
-        strict = dataclasses.replace(config, loader=LoaderConfig(workers=0, max_bad_rate=rate))
+    def load(rate: float, steps: int = 8) -> Loader:
+        strict = dataclasses.replace(config, steps=steps, loader=LoaderConfig(workers=0, max_bad_rate=rate))
         batch = dataclasses.replace(strict, batch=BatchConfig(global_batch=4, micro_batch=4))
         source = images_of(damaged, config.augment)
         return Loader(batch, index_of(damaged), source, rank=0, world_size=1, bad_log=log)
@@ -260,13 +321,17 @@ def test_bad_samples_are_counted_up_to_the_rate_then_an_error(damaged: Path, tin
     assert loader.bad.total() == len(log.read_text().splitlines()) <= 10
     with pytest.raises(TooManyBad, match=r"max_bad_rate = 0.0: 1 of \d+ samples are bad"):
         list(load(0.0).micro_batches(0))
+    with pytest.raises(TooManyBad, match=r"max_bad_rate = 0.0002: 3 of \d+ samples are bad"):  # 2 of 10,000 may be
+        list(load(0.0002, steps=60).micro_batches(0))
 
 
 def test_the_check_finds_every_planted_fault(damaged: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     from train.check_data import main
 
     shutil.copytree(tiny.root / "latents", damaged / "latents")
-    index_of(damaged, "val")
+    for split in ("train", "val"):
+        index_of(damaged, split)
+        index_of(tiny.root, split)
     extra = damaged / "shards/train/32x32-00001.tar"
     shutil.copy(damaged / "shards/train/32x32-00000.tar", extra)
     assert main(["--root", str(damaged), "--check"]) == 1
@@ -281,7 +346,6 @@ def test_the_check_finds_every_planted_fault(damaged: Path, tiny: Tiny, capsys: 
     }
     uids = {line.get("uid") for line in lines if line.get("reason") == "corrupt"}
     assert uids == {index_of(damaged).sample(2).uid}
-    index_of(tiny.root, "val")
     assert main(["--root", str(tiny.root), "--check"]) == 0
     with pytest.raises(SystemExit) as ended:
         main(["--root", str(damaged / "nowhere"), "--check"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import shutil
+import tarfile
 import time
 from collections import Counter
 from datetime import timedelta
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
 
+from tests.conftest import encoded, picture
 from tests.train.synthetic_root import write_root
 from train import index as index_module
 from train import index_ready
@@ -218,3 +221,37 @@ def test_ranks_wait_for_an_index_longer_than_their_time_out_and_hear_of_its_erro
         process.join()
     assert [(rank, what) for rank, what, _ in told] == [(0, 16), (0, "no such weight"), (1, 16), (1, "no such weight")]
     assert told[0][2][0] == f"index: building {root}/index/train"
+
+
+def test_a_tar_of_the_same_size_with_other_captions_makes_the_index_stale(root: Path) -> None:
+    shutil.rmtree(root / "tables")
+    what = IndexOf(root=str(root), split="train")
+    built(root)
+    assert is_current(what, root / "index/train")
+    tar = next((root / "shards/train").glob("*.tar"))
+    tar.write_bytes(tar.read_bytes())
+    assert not is_current(what, root / "index/train")
+
+
+def test_only_the_score_may_be_null(root: Path) -> None:
+    path = next((root / "tables/shards").glob("train*.parquet"))
+    rows = pq.read_table(path)
+    at = rows.column_names.index("crop_left_px")
+    pq.write_table(rows.set_column(at, "crop_left_px", pa.nulls(rows.num_rows, pa.int32())), path)
+    with pytest.raises(ValueError, match=r"shards/train/.*: crop_left_px is null in \d+ rows"):
+        built(root)
+
+
+def test_the_check_takes_every_layout_that_the_index_takes(tmp_path: Path, capsys) -> None:
+    from train.check_data import main
+
+    (tmp_path / "shards/train").mkdir(parents=True)
+    with tarfile.open(tmp_path / "shards/train/a.tar", "w") as tar:
+        for name in ("./k0000.png", "./photo.1.png", "./photo.1.txt", "./photo.2.png", "./notes.md"):
+            data = b"words" if name.endswith(("txt", "md")) else encoded(picture(len(name)), "PNG")
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert index_module.main(["--root", str(tmp_path), "--resolution_px", "64"]) == 0
+    assert main(["--root", str(tmp_path), "--check"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 3

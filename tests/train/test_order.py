@@ -160,5 +160,8 @@ def test_shares_of_sources_become_repeats() -> None:
     assert repeats == {"web": Fraction(7, 9), "photos": Fraction(3)}
     assert sum(repeats[source] * count for source, count in counts.items()) == 1000
     assert repeats_of(counts, None) == {"web": 1, "photos": 1}
+    weighted = {"web": Fraction(3 * 500), "photos": Fraction(1 * 500)}  # 500 rows each, of weights 3 and 1
+    halves = repeats_of(weighted, {"web": 0.5, "photos": 0.5})
+    assert {source: halves[source] * length for source, length in weighted.items()} == {"web": 1000, "photos": 1000}
     with pytest.raises(ValueError, match=r"order.mixing = .*photos, web; give each a share"):
         repeats_of(counts, {"web": 1.0})

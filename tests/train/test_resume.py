@@ -1,4 +1,4 @@
-"""A checkpoint is continued by the run that wrote it, or refused by name."""
+"""A checkpoint is continued by the run that wrote it, or refused by name; none is lost sight of."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from train.checkpoint import State
+from tests.train.saving import numbers, one_rank, state_at
+from train.checkpoint import State, save
 from train.config import LoaderConfig, OrderConfig, TrainConfig
 from train.recipes import base
-from train.resume import check_same_run
+from train.resume import agree_on_checkpoint, check_same_run
 
 
-def state(config: TrainConfig, index: str = "one") -> State:
+def state(config: TrainConfig, data: str = "one-vae") -> State:
     return State(
         step=3,
         seed=config.seed,
@@ -21,7 +22,7 @@ def state(config: TrainConfig, index: str = "one") -> State:
         num_elements=1,
         adam_step=3.0,
         config=dataclasses.asdict(config),
-        index_digest=index,
+        data_digest=data,
     )
 
 
@@ -38,13 +39,15 @@ def state(config: TrainConfig, index: str = "one") -> State:
 def test_what_would_change_the_numbers_is_refused_by_name(changes: dict, told: str) -> None:
     config = base()
     with pytest.raises(ValueError, match=f"cannot continue: {told}.*start a new run in another folder"):
-        check_same_run(Path("step-3"), state(config), dataclasses.replace(config, **changes), "one")
+        check_same_run(Path("step-3"), state(config), dataclasses.replace(config, **changes), "one-vae")
 
 
 def test_other_data_is_refused_and_another_cluster_is_not() -> None:
     config = base()
-    with pytest.raises(ValueError, match=r"the samples are not those of the checkpoint \(index two, was one\)"):
-        check_same_run(Path("step-3"), state(config), config, "two")
+    with pytest.raises(ValueError, match=r"another set of samples than that of the checkpoint \(two, was one\)"):
+        check_same_run(Path("step-3"), state(config), config, "two-vae")
+    with pytest.raises(ValueError, match=r"another autoencoder than that of the checkpoint \(other, was vae\)"):
+        check_same_run(Path("step-3"), state(config), config, "one-other")
     elsewhere = dataclasses.replace(
         config,
         batch=dataclasses.replace(config.batch, micro_batch=2, grad_accumulation=4),
@@ -52,4 +55,22 @@ def test_other_data_is_refused_and_another_cluster_is_not() -> None:
         steps=7,
         ranks=3,
     )
-    check_same_run(Path("step-3"), state(config), elsewhere, "one")
+    check_same_run(Path("step-3"), state(config), elsewhere, "one-vae")
+
+
+def test_what_auto_would_later_go_on_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path)
+    with one_rank():
+        world = state_at(0)[0].world
+        assert agree_on_checkpoint(folder, "auto", world) is None
+        assert agree_on_checkpoint(folder, "none", world) is None
+        old, new = (save(folder, *state_at(step), numbers(step), 9) for step in (2, 4))  # type: ignore[arg-type]
+        assert agree_on_checkpoint(folder, "auto", world) == agree_on_checkpoint(folder, new, world) == new
+        with pytest.raises(ValueError, match="--resume none: .* holds checkpoints; move them away"):
+            agree_on_checkpoint(folder, "none", world)
+        with pytest.raises(ValueError, match="--resume .*step-00000002: .*step-00000004 are of later steps; move them"):
+            agree_on_checkpoint(folder, old, world)
+        assert agree_on_checkpoint(f"{folder}/elsewhere", old, world) == old  # another run's, to begin with
+        Path(new, "manifest.json").unlink()
+        assert agree_on_checkpoint(folder, "auto", world) == old
+        assert f"{new}: no manifest.json" in capsys.readouterr().out

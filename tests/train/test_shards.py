@@ -11,12 +11,15 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.train.synthetic_root import Tiny
+from tests.train.synthetic_root import Tiny, write_root
 from tests.train.test_data import global_batches, index_of, latents_of, loaders, settings_of
 from train import shards
-from train.config import BatchConfig, LoaderConfig
+from train.config import BatchConfig, LoaderConfig, OrderConfig
 from train.data import Loader
-from train.index import Member
+from train.index import Member, open_index
+from train.index_build import IndexOf, build_index
+from train.read_ahead import cache_advice
+from train.recipes import base
 from train.samples import LatentSource
 from train.shards import BadSample, BlockCache, ShardReader, shard_reader
 
@@ -124,3 +127,17 @@ def test_training_from_s3_reads_ahead_and_sees_the_local_batches(
     assert source.reader.cache is not None
     assert global_batches([Loader(remote, index, source, rank=0, world_size=1)]) == whole
     assert 0 < source.reader.cache.used_bytes() <= 4_000_000
+
+
+def test_a_cache_too_small_for_the_windows_is_told(tmp_path: Path) -> None:
+    write_root(tmp_path, {(32, 32): 11, (32, 64): 5})
+    what = IndexOf(root=str(tmp_path), split="train")
+    build_index(what, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    members = [[Member(shard="a", offset=0, num_bytes=1_000_000)] * 2]
+    config = dataclasses.replace(base(), order=OrderConfig(piece_rows=2, window_pieces=4))  # 8 and 5 rows of 2 MB
+    roomy, tight = (dataclasses.replace(config, loader=LoaderConfig(cache_gb=gb, block_mb=1)) for gb in (0.026, 0.013))
+    assert cache_advice(roomy, index, lambda row: members[0], 1.0) is None
+    assert cache_advice(tight, index, lambda row: members[0], 0.5) is None
+    told = cache_advice(tight, index, lambda row: members[0], 1.0)
+    assert told is not None and told.endswith("set order.window_pieces to 2")

@@ -1,4 +1,4 @@
-"""Run by two ranks: ZeRO steps and the partitioned EMA against plain AdamW and a plain EMA in one process."""
+"""Run by one, two or four ranks: ZeRO and the partitioned EMA against plain AdamW and EMA in one process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main() -> None:
     )
     averages = [parameter.detach().clone() for parameter in plain.parameters()]
     for step in range(STEPS):
-        mine = batch(step)[world.rank * 2 : world.rank * 2 + 2]
+        mine = batch(step).chunk(world.size)[world.rank]
         engine.backward(engine.engine(mine).square().mean())
         stepped = engine.step(LR)
         ema.update(engine.master)
@@ -70,7 +70,7 @@ def check(engine: Engine, ema: Ema, plain: nn.Module, averages: list[torch.Tenso
 def check_non_finite(engine: Engine) -> None:
     before = flat(engine.unet.parameters()).clone()
     poison = float("nan") if engine.world.rank == 0 else 1.0
-    engine.backward(engine.engine(batch(0)[:2]).square().mean() * poison)
+    engine.backward(engine.engine(batch(0).chunk(engine.world.size)[0]).square().mean() * poison)
     assert not engine.step(LR).applied
     assert torch.equal(flat(engine.unet.parameters()), before)
 

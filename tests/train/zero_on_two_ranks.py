@@ -1,0 +1,124 @@
+"""Run by two ranks: the self-test with sound and with broken gradients, and the bytes that each way to ZeRO reduces."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest.mock import patch
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from train.config import BatchConfig, TrainConfig
+from train.engine import Engine, World, start_world
+from train.model import count_parameters
+from train.self_test import WrongGradient, losses, self_test, small_config, small_unet
+from train.settings import read_train_settings
+from train.speed import SpeedConfig
+
+
+def main() -> None:
+    config: TrainConfig = read_train_settings("base", sys.argv[1:], prog="test", description="")[0]
+    world = start_world()
+    config = replace(config, batch=BatchConfig(global_batch=4, micro_batch=1, grad_accumulation=2))
+    sound_gradients_pass(config, world)
+    wrong_gradients_are_caught(config, world)
+    fewer_larger_passes_reduce_less(config, world)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def sound_gradients_pass(config: TrainConfig, world: World) -> None:
+    for precision, stage, reduced in (
+        ("bf16", 1, "fp32"),
+        ("bf16", 2, "fp32"),
+        ("bf16", 2, "bf16"),
+        ("fp32", 1, "fp32"),
+    ):
+        self_test(replace(config, precision=precision, zero_stage=stage, reduce_dtype=reduced), world)
+    self_test(replace(config, speed=SpeedConfig(channels_last=True, activation_checkpointing="all")), world)
+
+
+def wrong_gradients_are_caught(config: TrainConfig, world: World) -> None:
+    """A wrong factor changes the norm; a bucket that one rank does not sum changes little but the direction."""
+    backward, reduce = Engine.backward, deepspeed.comm.all_reduce
+    with patch.object(Engine, "backward", lambda engine, loss: backward(engine, loss * 1.5)):
+        said = refused(config, world)
+    assert "DeepSpeed's first gradient has norm " in said and ", plain torch's " in said, said
+    found, expected = (float(said.split(word)[1].split(",")[0]) for word in ("has norm ", "plain torch's "))
+    assert abs(found / expected - 1.5) < 1e-3, said
+
+    calls: list[int] = []
+
+    def forgetful(tensor: torch.Tensor, *args: object, **kwargs: object) -> object:
+        calls.append(tensor.numel())
+        return None if len(calls) == 2 else reduce(tensor, *args, **kwargs)
+
+    with patch.object(deepspeed.comm, "all_reduce", forgetful):
+        refused(config, world)
+
+
+def refused(config: TrainConfig, world: World) -> str:
+    try:
+        self_test(config, world)
+    except WrongGradient as error:
+        return str(error)
+    raise AssertionError("the self-test let a wrong gradient pass")
+
+
+def fewer_larger_passes_reduce_less(config: TrainConfig, world: World) -> None:
+    """ZeRO-2 reduces every gradient in each pass, so four passes cost four times what one pass of all samples does."""
+    config = replace(config, precision="bf16")
+    counts = {
+        name: reduced_bytes(replace(config, zero_stage=stage), passes, world)
+        for name, stage, passes in (("one pass", 2, 1), ("four passes", 2, 4), ("four passes, ZeRO-1", 1, 4))
+    }
+    print(f"reduced bytes: {counts}", flush=True)
+    assert counts["four passes"] == 4 * counts["one pass"], counts
+    assert counts["four passes, ZeRO-1"] <= counts["one pass"] * 1.01, counts  # its flat vector is padded
+
+
+def reduced_bytes(config: TrainConfig, passes: int, world: World) -> int:
+    small = small_config(replace(config, batch=replace(config.batch, grad_accumulation=passes)), world)
+    unet = small_unet(small)
+    engine = Engine(small, unet, world)
+    with counted_bytes() as count:
+        for loss in losses(small, engine.engine, engine.dtype, world):
+            engine.backward(loss())
+    total = count()
+    if small.zero_stage == 2:  # fp32 sums of all gradients, in every pass
+        assert total == 4 * count_parameters(unet.parameters()) * passes, total
+    engine.step(0.0)
+    engine.close()
+    return total
+
+
+@contextmanager
+def counted_bytes() -> Iterator[Callable[[], int]]:
+    """Count what torch.distributed is asked to reduce."""
+    bytes_: list[int] = []
+
+    def counting(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*tensors: torch.Tensor, **kwargs: object) -> object:
+            tensor = tensors[0] if tensors else kwargs["tensor"]
+            bytes_.append(tensor.numel() * tensor.element_size())
+            return function(*tensors, **kwargs)
+
+        return call
+
+    names = ("all_reduce", "reduce", "reduce_scatter_tensor")
+    patches = [patch.object(dist, name, counting(getattr(dist, name))) for name in names]
+    for each in patches:
+        each.start()
+    try:
+        yield lambda: sum(bytes_)
+    finally:
+        for each in patches:
+            each.stop()
+
+
+if __name__ == "__main__":
+    main()
