@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +19,7 @@ from PIL import Image
 from curate.command_line import DONE, FAILED, told_in_one_line
 from curate.config_help import About, PlainParser
 from curate.tar import BLOCK, index_tar
-from train.index import Index, Sample, open_index
+from train.index import Index, Member, Sample, open_index
 from train.index_tars import PICTURES, key_of
 from train.samples import all_finite, array_of
 from train.shards import BadSample, ShardReader
@@ -67,9 +68,10 @@ def _check(args: Any, indexes: dict[str, Index]) -> int:
 
 def faults(root: str, split: str, index: Index, workers: int) -> Iterator[Fault]:
     """Yield what is wrong with the entries of an index, then with the shards of the split."""
+    named = _has_tables(root)
     with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
         starts = range(0, len(index), ROWS)
-        entries = pool.map(_check_rows, [root] * len(starts), [index] * len(starts), starts)
+        entries = pool.map(_check_rows, [root] * len(starts), [index] * len(starts), starts, [named] * len(starts))
         indexed: dict[str, int] = {}
         for found, shards in entries:
             yield from found
@@ -81,7 +83,13 @@ def faults(root: str, split: str, index: Index, workers: int) -> Iterator[Fault]
             yield from found
 
 
-def _check_rows(root: str, index: Index, start: int) -> tuple[list[Fault], dict[str, int]]:
+def _has_tables(root: str) -> bool:
+    """Return whether the curation wrote the shards: then members are named by uid, and pictures fill their bucket."""
+    fs, folder = fsspec.core.url_to_fs(root)
+    return fs.exists(f"{folder}/tables/shards/_run.json")
+
+
+def _check_rows(root: str, index: Index, start: int, named: bool) -> tuple[list[Fault], dict[str, int]]:
     """Return the faults of some rows, and how many entries they have in each shard."""
     reader = ShardReader(root=root)
     found: list[Fault] = []
@@ -94,30 +102,52 @@ def _check_rows(root: str, index: Index, start: int) -> tuple[list[Fault], dict[
             continue
         shards[sample.picture.shard] += 1
         shards.update({member.shard: 1 for member in sample.latents if member is not None})
-        found += [{"row": row, "uid": sample.uid, **fault} for fault in _check_sample(reader, sample)]
+        found += [{"row": row, "uid": sample.uid, **fault} for fault in _check_sample(reader, sample, named)]
     return found, dict(shards)
 
 
-def _check_sample(reader: ShardReader, sample: Sample) -> Iterator[Fault]:
+def _check_sample(reader: ShardReader, sample: Sample, named: bool) -> Iterator[Fault]:
     try:
-        _check_picture(reader.read(sample.picture), sample)
+        data = _read_named(reader, sample.picture, sample.uid if named else None)
+        _check_picture(data, sample, named)
     except BadSample as error:
         yield {"reason": error.reason, "message": str(error)}
-    for member in sample.latents:
+    for variant, member in enumerate(sample.latents):
         try:
             if member is not None:
-                _check_moments(reader.read(member), sample)
+                _check_moments(_read_named(reader, member, f"{sample.uid}.v{variant}"), sample)
         except BadSample as error:
             yield {"reason": error.reason, "message": str(error)}
 
 
-def _check_picture(data: bytes, sample: Sample) -> None:
-    """Raise BadSample where the picture does not decode to its last row."""
+def _read_named(reader: ShardReader, member: Member, key: str | None) -> bytes:
+    """Return a member's bytes; raises BadSample where the tar has another member at that place, or none."""
+    place = f"{member.shard} at {member.offset}"
+    if member.offset < BLOCK:
+        raise BadSample("misplaced", f"{place}: no member of a tar begins there; build the index again")
+    whole = Member(shard=member.shard, offset=member.offset - BLOCK, num_bytes=member.num_bytes + BLOCK)
+    data = reader.read(whole)
+    try:
+        header = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        told = f"{place}: no member of a tar begins there ({error}); build the index again"
+        raise BadSample("misplaced", told) from error
+    if header.size != member.num_bytes or key not in (None, key_of(header.name)):
+        told = f"{header.name} of {header.size} bytes, {key or 'a member'} of {member.num_bytes} expected"
+        raise BadSample("misplaced", f"{place}: {told}; build the index again")
+    return data[BLOCK:]
+
+
+def _check_picture(data: bytes, sample: Sample, fills: bool) -> None:
+    """Raise BadSample where the picture does not decode to its last row, or does not fill its bucket and should."""
+    place = f"{sample.picture.shard} at {sample.picture.offset}"
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.convert("RGB")
+            found_hw = image.convert("RGB").size[::-1]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadSample("corrupt", f"{sample.picture.shard} at {sample.picture.offset}: {error}") from error
+        raise BadSample("corrupt", f"{place}: {error}") from error
+    if fills and found_hw != sample.bucket_hw:
+        raise BadSample("size", f"{place}: a picture of {found_hw} px in the bucket {sample.bucket_hw}")
 
 
 def _check_moments(data: bytes, sample: Sample) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from curate.bad_input import BadInput
 from curate.config import ClipSpec, require
-from train.speed import SpeedConfig
+from train.speed import SpeedConfig, ZeroConfig
 from train.watch import WatchConfig
 
 TIME_IDS = {"base": 6, "refiner": 5}
@@ -313,24 +313,10 @@ class TrainConfig:
     """Draws of sample, noise and timestep of one validation, the same ones every time."""
     log_every_steps: int = 10
     """Steps between lines of metrics."""
-    on_non_finite: Literal["stop", "skip", "roll_back"] = "stop"
-    """What follows a loss or gradient that is not finite; it never enters the weights. skip goes on with the next
-    batch; roll_back goes back to the newest checkpoint and leaves the batch out from there on."""
-    max_roll_backs: int = 3
-    """Roll backs of a whole run; the next loss or gradient that is not finite ends it."""
-    roll_back_leaves_out_steps: int = 1
-    """Batches that a roll back leaves out: the one that was not finite, and those right before it."""
     watch: WatchConfig = field(default_factory=WatchConfig)
-    """Hanging steps and jumping losses."""
-    zero_stage: Literal[1, 2] = 2
-    """2 shards gradients as well and reduces them in every pass; 1 keeps them whole and reduces once a step."""
-    reduce_bucket_elements: int = 200_000_000
-    """Elements that ZeRO reduces and gathers at a time."""
-    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Numbers in which ranks sum gradients; bf16 halves the traffic and rounds partial sums. Accumulation on a rank is
-    fp32 either way."""
-    overlap_comm: bool = True
-    """Reduce gradients while the backward pass runs."""
+    """Hanging steps, jumping losses, and losses that are not finite."""
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    """What ranks share, and how they sum gradients."""
     self_test: bool = True
     """Before anything else, compare DeepSpeed's first gradient on a small network with plain torch's."""
     speed: SpeedConfig = field(default_factory=SpeedConfig)
@@ -344,8 +330,6 @@ class TrainConfig:
         towers = {"base": 2, "refiner": 1}[self.model]
         require(len(self.text_towers) == towers, "text_towers", len(self.text_towers), f"{self.model} has {towers}")
         for name in ("steps", "checkpoint_every_steps", "keep_checkpoints", "validation_samples", "log_every_steps"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
-        for name in ("max_roll_backs", "roll_back_leaves_out_steps", "reduce_bucket_elements"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
         require(self.validate_every_steps >= 0, "validate_every_steps", self.validate_every_steps, "must be 0 or more")
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")

@@ -43,7 +43,7 @@ class RollBack:
 
 
 class Recovery:
-    """Does what `on_non_finite` says, and knows which batches earlier roll backs left out."""
+    """Does what `watch.on_non_finite` says, and knows which batches earlier roll backs left out."""
 
     def __init__(self, config: TrainConfig, folder: Path, world: World) -> None:
         self._config, self._folder, self._world = config, folder, world
@@ -78,21 +78,23 @@ class Recovery:
         """
         everywhere = gather_uids(uids, self._world)
         text = f"step {batch + 1}: {said}; samples {', '.join(everywhere)}"
-        if self._config.on_non_finite == "stop":
+        if self._config.watch.on_non_finite == "stop":
             raise NonFinite(text)
-        if self._config.on_non_finite == "skip":
+        if self._config.watch.on_non_finite == "skip":
             self._say(f"skipped {text}")
             return None
         return self._go_back(text, batch, everywhere, engine, ema)
 
     def _go_back(self, text: str, batch: int, uids: list[str], engine: Engine, ema: Ema) -> str:
-        if len(self.roll_backs) >= self._config.max_roll_backs:
-            raise NonFinite(f"{text}; all {self._config.max_roll_backs} roll backs (max_roll_backs) are used up")
+        if len(self.roll_backs) >= self._config.watch.max_roll_backs:
+            raise NonFinite(
+                f"{text}; all {self._config.watch.max_roll_backs} roll backs (watch.max_roll_backs) are used up"
+            )
         found = self._newest_checkpoint()
         if found is None:
             raise NonFinite(f"{text}; there is no whole checkpoint to roll back to")
         to_step = checkpoint.restore(found, engine, ema).step
-        first = max(0, batch + 1 - self._config.roll_back_leaves_out_steps)
+        first = max(0, batch + 1 - self._config.watch.roll_back_leaves_out_steps)
         left_out = tuple(range(first, batch + 1))
         self.roll_backs.append(RollBack(batch=batch, to_step=to_step, left_out=left_out, uids=tuple(uids)))
         if self._world.rank == 0:

@@ -66,7 +66,7 @@ def check(precision: str, found_norm: float, expected_norm: float, off_norm: flo
         raise WrongGradient(
             f"self-test: DeepSpeed's first gradient has norm {found_norm:.6g}, plain torch's {expected_norm:.6g}, their"
             f" difference {off_norm:.6g}: this DeepSpeed computes wrong gradients with these settings; change"
-            " zero_stage, overlap_comm or speed, or the version of DeepSpeed (self_test: false trains all the same)"
+            " zero.stage, zero.overlap_comm or speed, or DeepSpeed's version (self_test: false trains all the same)"
         )
 
 
@@ -99,7 +99,7 @@ def small_config(config: TrainConfig, world: World) -> TrainConfig:
     small = replace(config, unet=unet, batch=batch)
     sizes = [parameter.numel() for parameter in small_unet(small, "meta").parameters()]
     bucket = max(max(sizes), sum(sizes) // BUCKETS)
-    return replace(small, reduce_bucket_elements=bucket + bucket % 2)
+    return replace(small, zero=replace(config.zero, reduce_bucket_elements=bucket + bucket % 2))
 
 
 def small_unet(config: TrainConfig, device: str = "cpu") -> UNet2DConditionModel:

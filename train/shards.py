@@ -21,7 +21,8 @@ from train.index import Member
 LOCKS = 64
 """Blocks that are fetched at the same time on one node."""
 
-Reason = Literal["missing", "truncated", "corrupt"]
+Reason = Literal["missing", "truncated", "corrupt", "misplaced", "size"]
+"""The last two are what `python -m train.data --check` alone looks for."""
 
 
 class BadSample(ValueError):

@@ -1,4 +1,4 @@
-"""Switches for how the same numbers are computed faster; each is off unless the settings say otherwise."""
+"""Settings: what ranks share under ZeRO, and switches for how the same numbers are computed faster."""
 
 from __future__ import annotations
 
@@ -9,6 +9,25 @@ from curate.config import require
 
 Attention = Literal["auto", "flash", "efficient", "cudnn", "math"]
 Recomputed = Literal["none", "deepest", "transformers", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroConfig:
+    """What ranks share, and how they sum gradients."""
+
+    stage: Literal[1, 2] = 2
+    """2 shards gradients as well and reduces them in every pass; 1 keeps them whole and reduces once a step."""
+    reduce_bucket_elements: int = 200_000_000
+    """Elements that ZeRO reduces and gathers at a time."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Numbers in which ranks sum gradients; bf16 halves the traffic and rounds partial sums. Accumulation on a rank is
+    fp32 either way."""
+    overlap_comm: bool = True
+    """Reduce gradients while the backward pass runs."""
+
+    def __post_init__(self) -> None:
+        count = self.reduce_bucket_elements
+        require(count > 0, "zero.reduce_bucket_elements", count, "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ MAD_OF_A_NORMAL = 0.6745
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """When a step hangs, when a loss jumps, and what follows."""
+    """When a step hangs, when a loss jumps or is not finite, and what follows."""
 
     hang_s: float | None = 1800.0
     """Seconds without a finished step after which every rank prints the stacks of its threads; null: never."""
@@ -30,7 +30,17 @@ class WatchConfig:
     on_spike: Literal["warn", "stop"] = "warn"
     """warn: the spike is printed and counted in the metrics; stop: the run ends with an error before the next step."""
 
+    on_non_finite: Literal["stop", "skip", "roll_back"] = "stop"
+    """What follows a loss or gradient that is not finite; it never enters the weights. skip goes on with the next
+    batch; roll_back goes back to the newest checkpoint and leaves the batch out from there on."""
+    max_roll_backs: int = 3
+    """Roll backs of a whole run; the next loss or gradient that is not finite ends it."""
+    roll_back_leaves_out_steps: int = 1
+    """Batches that a roll back leaves out: the one that was not finite, and those right before it."""
+
     def __post_init__(self) -> None:
+        for name in ("max_roll_backs", "roll_back_leaves_out_steps"):
+            require(getattr(self, name) > 0, f"watch.{name}", getattr(self, name), "must be at least 1")
         require(self.hang_s is None or self.hang_s > 0, "watch.hang_s", self.hang_s, "must be above 0, or null")
         deviations = self.spike_deviations
         require(deviations is None or deviations > 0, "watch.spike_deviations", deviations, "must be above 0, or null")

@@ -26,11 +26,11 @@ def deepspeed_settings(config: TrainConfig, *, on_gpu: bool) -> dict[str, Any]:
         "bf16": {
             "enabled": config.precision == "bf16",
             "check_grad_overflow": True,
-            "immediate_grad_update": config.zero_stage == 1,  # no second copy of the gradients at the end of a pass
+            "immediate_grad_update": config.zero.stage == 1,  # no second copy of the gradients at the end of a pass
         },
         # without it DeepSpeed accumulates in the dtype of the weights, which is bf16
         "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": config.reduce_dtype if config.precision == "bf16" else "fp32",
+        "communication_data_type": config.zero.reduce_dtype if config.precision == "bf16" else "fp32",
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -43,12 +43,12 @@ def deepspeed_settings(config: TrainConfig, *, on_gpu: bool) -> dict[str, Any]:
             },
         },
         "zero_optimization": {
-            "stage": config.zero_stage,
-            "overlap_comm": config.overlap_comm and on_gpu,
+            "stage": config.zero.stage,
+            "overlap_comm": config.zero.overlap_comm and on_gpu,
             "contiguous_gradients": True,
             "reduce_scatter": True,
-            "reduce_bucket_size": config.reduce_bucket_elements,
-            "allgather_bucket_size": config.reduce_bucket_elements,
+            "reduce_bucket_size": config.zero.reduce_bucket_elements,
+            "allgather_bucket_size": config.zero.reduce_bucket_elements,
             "round_robin_gradients": False,  # keeps the flat vector in the order of the parameters
         },
         "steps_per_print": None,

@@ -23,7 +23,9 @@ PAGES = {
     "training": "training",
 }
 """By file name: the page's place."""
-DRAWN = "document.body.dataset.ready && [...document.images].every(image => image.complete)"
+SEEN = "image => image.getBoundingClientRect().top < window.innerHeight"
+"""Pictures further down are fetched when one scrolls to them."""
+DRAWN = f"document.body.dataset.ready && [...document.images].filter({SEEN}).every(image => image.complete)"
 
 
 @pytest.fixture(scope="module")

@@ -88,9 +88,9 @@ def note_order(out: Path, rank: int) -> None:
     """Let the loader write down which samples each step has, the last time that it is done."""
     plain = Loader.micro_batches
 
-    def noted(self: Loader, first_step: int) -> Iterator[Any]:
+    def noted(self: Loader, first_step: int, left_out: frozenset[int]) -> Iterator[Any]:
         with (out / f"order-{rank}.jsonl").open("a", buffering=1) as file:
-            for batch in plain(self, first_step):
+            for batch in plain(self, first_step, left_out):
                 file.write(json.dumps({"step": batch.step, "uids": batch.uids}) + "\n")
                 yield batch
 

@@ -352,6 +352,48 @@ def test_the_check_finds_every_planted_fault(damaged: Path, tiny: Tiny, capsys: 
     assert ended.value.code == 2
 
 
+def test_the_check_finds_entries_that_point_at_other_members(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from train.check_data import main
+    from train.index import ROW
+
+    for part in ("shards", "tables", "latents"):
+        shutil.copytree(tiny.root / part, tmp_path / part)
+    index_of(tmp_path, "val")
+    group = index_of(tmp_path).groups[0]
+    rows = np.memmap(Path(index_of(tmp_path).folder) / "rows.bin", ROW, "r+")
+    first = rows[group.first_row : group.first_row + 4]
+    same = first["shard"] == first["shard"][0]
+    assert same.all()
+    first["offset"][0] += 512  # into the picture
+    for name in ("offset", "num_bytes"):
+        first[name][2:] = first[name][2:][::-1].copy()  # another sample's picture
+    first["latent_offsets"][1] = first["latent_offsets"][1][::-1].copy()  # the mirrored moments, and the reverse
+    rows.flush()
+    assert main(["--root", str(tmp_path), "--check"]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["row"] - group.first_row, line["reason"]) for line in lines if "row" in line] == [
+        (0, "misplaced"),
+        (1, "misplaced"),
+        (1, "misplaced"),
+        (2, "misplaced"),
+        (3, "misplaced"),
+    ]
+
+
+def test_the_check_finds_a_picture_that_does_not_fill_its_bucket(tiny: Tiny) -> None:
+    from train.check_data import _check_picture
+
+    sample = index_of(tiny.root).sample(0)
+    data = member_bytes(tiny.root, vars(sample.picture))
+    _check_picture(data, sample, fills=True)
+    other = dataclasses.replace(sample, bucket_hw=(sample.bucket_hw[0], sample.bucket_hw[1] + 8))
+    _check_picture(data, other, fills=False)  # a tar of somebody else's is fitted when it is read
+    with pytest.raises(BadSample, match="in the bucket"):
+        _check_picture(data, other, fills=True)
+
+
 def test_table_offsets_point_at_the_pictures(tiny: Tiny) -> None:
     picture = index_of(tiny.root, "val").sample(0).picture
     assert member_bytes(tiny.root, vars(picture))[:2] == b"\xff\xd8"

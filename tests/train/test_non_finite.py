@@ -17,6 +17,7 @@ from train.checkpoint import read_range, read_state
 from train.engine import World
 from train.non_finite import Recovery, RollBack, read_roll_backs, write_roll_backs
 from train.recipes import base
+from train.watch import WatchConfig
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -44,9 +45,9 @@ def state(out: Path, step: int) -> dict[str, torch.Tensor]:
 def test_a_roll_back_repeats_the_steps_without_the_batch_and_ends_where_a_skip_does(tiny: Tiny, tmp_path: Path) -> None:
     """Steps are deterministic: leaving the batch out from the checkpoint on must equal skipping it, bit for bit."""
     changes = {"checkpoint_every_steps": 2, "validation_samples": 2, "self_test": False}
-    skipped = run(tiny.variant(tmp_path / "skip", on_non_finite="skip", **changes), "3")
+    skipped = run(tiny.variant(tmp_path / "skip", watch={"on_non_finite": "skip"}, **changes), "3")
     assert skipped.returncode == 0, skipped.stderr[-2000:]
-    config = tiny.variant(tmp_path / "back", on_non_finite="roll_back", max_roll_backs=1, **changes)
+    config = tiny.variant(tmp_path / "back", watch={"on_non_finite": "roll_back", "max_roll_backs": 1}, **changes)
     done = run(config, "3")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("rolled back to step 2, and leaving out 1 batches, after step 4: loss nan") == 1
@@ -60,10 +61,10 @@ def test_a_roll_back_repeats_the_steps_without_the_batch_and_ends_where_a_skip_d
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
     # a continued run knows the hole, and that no roll back is left
-    tiny.variant(tmp_path / "back", on_non_finite="roll_back", max_roll_backs=1, steps=9, **changes)
+    tiny.variant(tmp_path / "back", watch={"on_non_finite": "roll_back", "max_roll_backs": 1}, steps=9, **changes)
     again = run(config, "3,7")
     assert again.returncode != 0
-    assert "step 8: loss nan" in again.stderr and "all 1 roll backs (max_roll_backs) are used up" in again.stderr
+    assert "step 8: loss nan" in again.stderr and "all 1 roll backs (watch.max_roll_backs) are used up" in again.stderr
     assert again.stderr.count("train.non_finite.NonFinite") == 2  # on both ranks alike
 
 
@@ -77,7 +78,7 @@ def recovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recovery:
     )
     write_roll_backs(tmp_path, list(left_out))
     assert tuple(read_roll_backs(tmp_path)) == left_out
-    config = dataclasses.replace(base(), steps=10, on_non_finite="roll_back")
+    config = dataclasses.replace(base(), steps=10, watch=WatchConfig(on_non_finite="roll_back"))
     return Recovery(config, tmp_path, World(rank=0, size=1, device=torch.device("cpu")))
 
 

@@ -107,7 +107,7 @@ def test_zero_and_partitioned_ema_equal_plain_ones(
     stage: str, ranks: int, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    words = ["--config", str(tiny.config), "--zero_stage", stage, "--batch.micro_batch", str(4 // ranks)]
+    words = ["--config", str(tiny.config), "--zero.stage", stage, "--batch.micro_batch", str(4 // ranks)]
     assert run_ranks("tests.train.zero_against_plain", words, ranks) == 0
 
 

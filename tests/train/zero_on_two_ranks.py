@@ -17,7 +17,7 @@ from train.engine import Engine, World, start_world
 from train.model import count_parameters
 from train.self_test import WrongGradient, losses, self_test, small_config, small_unet
 from train.settings import read_train_settings
-from train.speed import SpeedConfig
+from train.speed import SpeedConfig, ZeroConfig
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def sound_gradients_pass(config: TrainConfig, world: World) -> None:
         ("bf16", 2, "bf16"),
         ("fp32", 1, "fp32"),
     ):
-        self_test(replace(config, precision=precision, zero_stage=stage, reduce_dtype=reduced), world)
+        self_test(replace(config, precision=precision, zero=ZeroConfig(stage=stage, reduce_dtype=reduced)), world)
     self_test(replace(config, speed=SpeedConfig(channels_last=True, activation_checkpointing="all")), world)
 
 
@@ -73,7 +73,7 @@ def fewer_larger_passes_reduce_less(config: TrainConfig, world: World) -> None:
     """ZeRO-2 reduces every gradient in each pass, so four passes cost four times what one pass of all samples does."""
     config = replace(config, precision="bf16")
     counts = {
-        name: reduced_bytes(replace(config, zero_stage=stage), passes, world)
+        name: reduced_bytes(replace(config, zero=ZeroConfig(stage=stage)), passes, world)
         for name, stage, passes in (("one pass", 2, 1), ("four passes", 2, 4), ("four passes, ZeRO-1", 1, 4))
     }
     print(f"reduced bytes: {counts}", flush=True)
@@ -89,7 +89,7 @@ def reduced_bytes(config: TrainConfig, passes: int, world: World) -> int:
         for loss in losses(small, engine.engine, engine.dtype, world):
             engine.backward(loss())
     total = count()
-    if small.zero_stage == 2:  # fp32 sums of all gradients, in every pass
+    if small.zero.stage == 2:  # fp32 sums of all gradients, in every pass
         assert total == 4 * count_parameters(unet.parameters()) * passes, total
     engine.step(0.0)
     engine.close()
