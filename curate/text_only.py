@@ -20,26 +20,23 @@ MAX_LETTERS = 500
 """Of more, the first lines speak for all."""
 
 
-def luma_512(luma_HW: np.ndarray) -> np.ndarray:
-    """Return uint8 luma averaged down to a longer side of 512 px at most: large enough for letters to stand apart."""
-    scale = SIDE_PX / max(luma_HW.shape)
-    if scale >= 1:
-        return luma_HW
-    height_px, width_px = (max(1, round(side * scale)) for side in luma_HW.shape)
-    return cv2.resize(luma_HW, (width_px, height_px), interpolation=cv2.INTER_AREA)
+def histogram(luma_HW: np.ndarray) -> np.ndarray:
+    """Return how many pixels of uint8 luma have each value, float32 (256,), exact up to 2^24 pixels of a value."""
+    return cv2.calcHist([luma_HW], [0], None, [256], [0, 256])[:, 0]
 
 
 def text_share(luma_HW: np.ndarray) -> float:
     """Return the share of the ink, by area, that stands in lines of letters, 0..1; 0 without a plain ground.
 
-    The ground is the commonest grey value with what is within GROUND_LEVELS of it, where that is
-    half of the picture or more; ink is all else. A connected piece of ink is a letter (or a word) by
-    its height and width, and in a line if two others of about its height are beside it.
+    Luma is uint8, of any size. The ground is the commonest grey value with what is within GROUND_LEVELS
+    of it, where that is half of the picture or more; ink is all else. A connected piece of ink is a letter
+    (or a word) by its height and width, and in a line if two others of about its height are beside it.
     """
-    counts = np.bincount(luma_HW.ravel(), minlength=256)
+    counts = histogram(luma_HW)
     ground = int(np.argmax(np.convolve(counts, np.ones(9), "same")))
     if counts[max(0, ground - GROUND_LEVELS) : ground + GROUND_LEVELS + 1].sum() < MIN_GROUND_SHARE * luma_HW.size:
         return 0.0
+    luma_HW = _at_512_px(luma_HW)
     ink = (np.abs(luma_HW.astype(np.int16) - ground) > GROUND_LEVELS).astype(np.uint8)
     _, _, pieces, centres = cv2.connectedComponentsWithStats(ink, connectivity=8)
     pieces, middle = pieces[1:], centres[1:, 1]
@@ -55,6 +52,15 @@ def text_share(luma_HW: np.ndarray) -> float:
     area = pieces[:, cv2.CC_STAT_AREA]
     share = area[lined].sum() / max(1, area[seen].sum())
     return float(share * area[letters].sum() / total)
+
+
+def _at_512_px(luma_HW: np.ndarray) -> np.ndarray:
+    """Return uint8 luma averaged down to a longer side of 512 px at most: large enough for letters to stand apart."""
+    scale = SIDE_PX / max(luma_HW.shape)
+    if scale >= 1:
+        return luma_HW
+    height_px, width_px = (max(1, round(side * scale)) for side in luma_HW.shape)
+    return cv2.resize(luma_HW, (width_px, height_px), interpolation=cv2.INTER_AREA)
 
 
 def _in_line(pieces: np.ndarray, middle: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from curate.config import CurationConfig
 from curate.image import UnreadableImage
 from curate.picture import Picture, read_picture
 from curate.quality import technical_quality
-from curate.text_only import luma_512, text_share
+from curate.text_only import text_share
 from pipelines.command import run_step
 from pipelines.preflight import check_clip_weights
 from pipelines.runner import Fragment, Made, Report, Runner, Step, shaping
@@ -126,7 +126,7 @@ def measurements(picture: Picture) -> dict[str, Any]:
         "pdq_quality": pdq_quality,
         "jpeg_quality": picture.jpeg_quality,
         **technical_quality(picture.luma_HW)._asdict(),
-        "text_share": text_share(luma_512(picture.luma_HW)),
+        "text_share": text_share(picture.luma_HW),
     }
 
 

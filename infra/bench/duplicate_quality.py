@@ -37,7 +37,7 @@ from curate import hashes, quality  # noqa: E402
 from curate.blocklist import PDQ_MIN_QUALITY  # noqa: E402
 from curate.config import DedupConfig, EmbedConfig, ScoreConfig  # noqa: E402
 from curate.image import UnreadableImage, decode  # noqa: E402
-from curate.text_only import luma_512, text_share  # noqa: E402
+from curate.text_only import text_share  # noqa: E402
 
 PEERS_PYTHON = PROJECT / ".venv-peers" / "bin" / "python"
 SETS = ("dup_history", "dup_caltech", "dup_imagededup", "dup_pdq")
@@ -173,7 +173,7 @@ def _own_hashes(image: Image.Image) -> tuple[np.ndarray, bool, np.ndarray, int]:
     pdq, pdq_quality = hashes.pdq256(image)
     settings, luma_HW = DedupConfig(), np.asarray(grey)
     left_out = quality.technical_quality(luma_HW).entropy_bits < settings.min_entropy_bits
-    left_out |= text_share(luma_512(luma_HW)) > settings.max_text_share
+    left_out |= text_share(luma_HW) > settings.max_text_share
     return np.array(eight, np.uint64), left_out, np.frombuffer(pdq, np.uint64), pdq_quality
 
 

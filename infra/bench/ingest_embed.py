@@ -41,7 +41,7 @@ from curate.crawl.lists import list_files, read_lists  # noqa: E402
 from curate.embedder import Embedder  # noqa: E402
 from curate.picture import read_picture  # noqa: E402
 from curate.quality import technical_quality  # noqa: E402
-from curate.text_only import luma_512, text_share  # noqa: E402
+from curate.text_only import text_share  # noqa: E402
 from infra.bench.crawl import PORT, serving  # noqa: E402
 from infra.bench.decode import jpegs  # noqa: E402
 from pipelines.embed import _as_table  # noqa: E402
@@ -129,7 +129,7 @@ def embed_parts(root: Root, embedder: Embedder, model_images: int) -> tuple[dict
         phash64, turned = clock.timed("phash64", hashes.phashes_of, picture.low_frequencies)
         (pdq256, *pdq_turned), quality = clock.timed("PDQ", hashes.pdq_and_turned, picture.luma_HW)
         measured = clock.timed("quality", technical_quality, picture.luma_HW)._asdict()
-        measured["text_share"] = clock.timed("share of text", lambda luma: text_share(luma_512(luma)), picture.luma_HW)
+        measured["text_share"] = clock.timed("share of text", text_share, picture.luma_HW)
         tensors.append(clock.timed("tensor", embedder.preprocess, picture))
         measured |= {"pdq256": pdq256, "pdq256_turned": b"".join(pdq_turned), "pdq_quality": quality}
         rows.append(measured | {"uid": row["uid"], "phash64": phash64, "phash64_turned": turned, "status": "ok"})

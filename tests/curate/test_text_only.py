@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from curate.config import DedupConfig
 from curate.image import UnreadableImage, decode
-from curate.text_only import luma_512, text_share
+from curate.text_only import text_share
 from tests.conftest import encoded, picture
 
 LIMIT = DedupConfig().max_text_share
@@ -28,7 +28,7 @@ def page(size_px: tuple[int, int], letter_px: int, ink: str, ground: str, seed: 
 
 
 def share_of(image: Image.Image) -> float:
-    return text_share(luma_512(np.asarray(image.convert("L"))))
+    return text_share(np.asarray(image.convert("L")))
 
 
 @pytest.mark.parametrize("colours", [("black", "white"), ("white", "#223355"), ("#555555", "#eeeeee")])

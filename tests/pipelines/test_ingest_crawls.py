@@ -302,9 +302,9 @@ def test_the_limit_of_a_host_holds_for_all_workers_of_a_run(tmp_path, run):
 
 
 def test_the_alarm_stops_a_run_that_goes_wrong_and_the_next_run_goes_on(tmp_path, run):
-    with origin({f"/good/{n}": good(n) for n in range(60)}) as server:
-        rows = listed(server, [f"/good/{n}" for n in range(60)])
-        config = configured(tmp_path, rows, rows_per_shard=30, download_threads=2, alarm_share=0.5, alarm_requests=10)
+    with origin({f"/good/{n}": good(n) for n in range(120)}) as server:
+        rows = listed(server, [f"/good/{n}" for n in range(120)])
+        config = configured(tmp_path, rows, rows_per_shard=60, download_threads=2, alarm_share=0.5, alarm_requests=10)
         fine = dict(server.answers)
         failing = [path for number, path in enumerate(fine) if number % 4]
         server.answers.update({path: Answer(status=500, body=b"") for path in failing})
@@ -315,7 +315,7 @@ def test_the_alarm_stops_a_run_that_goes_wrong_and_the_next_run_goes_on(tmp_path
         assert f"most often 127.0.0.1:{server.port} " in message
         assert "ingest.alarm_share = 0.5" in message
         asked = requested(server)
-        assert len(asked) < 50
+        assert len(asked) < 110
         assert not (tmp_path / "out" / "tables" / "samples").exists()
 
         server.answers.update(fine)
