@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from typing import Any, NoReturn
 
@@ -37,9 +39,15 @@ class told_in_one_line:
         self._prog, self._go_on, self._mendable = prog, go_on, MENDABLE + also
 
     def __enter__(self) -> None:
-        return None
+        _ARRIVED.clear()
+        here = threading.current_thread() is threading.main_thread()
+        self._remembers = here and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._remembers:
+            signal.signal(signal.SIGINT, _remember)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._remembers:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if isinstance(error, KeyboardInterrupt):
             stop(self._prog, f"stopped; {self._go_on}", INTERRUPTED)
         cause = root_cause(error)
@@ -47,6 +55,24 @@ class told_in_one_line:
             if "--debug" in sys.argv:
                 traceback.print_exception(kind, error, trace)
             stop(self._prog, str(cause))
+
+
+_ARRIVED = threading.Event()
+
+
+def heed_ctrl_c() -> None:
+    """Raise KeyboardInterrupt where Ctrl-C came before and was lost.
+
+    Python drops an exception that is raised while it runs a destructor or a library's callback, as Ray has many. Long
+    work asks here between its parts.
+    """
+    if _ARRIVED.is_set():
+        raise KeyboardInterrupt
+
+
+def _remember(number: int, frame: Any) -> None:
+    _ARRIVED.set()
+    signal.default_int_handler(number, frame)
 
 
 def root_cause(error: Any) -> Any:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from curate.bad_input import BadInput
+from curate.command_line import heed_ctrl_c
 from curate.commit import git_commit
 from curate.config import CurationConfig
 from curate.config_file import as_dict
@@ -119,6 +120,7 @@ class Runner:
 
     def run(self, step: Step, wanted: Sequence[Fragment]) -> Report:
         """Make the fragments that are missing, then publish the table; raises WouldMake instead in a dry run."""
+        heed_ctrl_c()
         started = time.monotonic()
         settings = as_dict(step.settings)
         keys = {fragment.name: digest([fragment.made_from, settings]) for fragment in wanted}
@@ -130,6 +132,7 @@ class Runner:
             for receipt in self._make(step, missing, keys):
                 receipts[receipt.fragment] = receipt
                 progress.advance(receipt.rows)
+                heed_ctrl_c()
         done = [found for fragment in wanted if (found := receipts[fragment.name]) is not None]
         report = _report(step.table, done, len(missing), time.monotonic() - started)
         if not self.dry_run and (missing or not self._is_published(step.table, done)):

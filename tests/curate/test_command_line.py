@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from curate.bad_input import BadInput
-from curate.command_line import told_in_one_line
+from curate.command_line import heed_ctrl_c, told_in_one_line
 
 COMMAND = """
 import sys
@@ -53,6 +54,35 @@ def test_ctrl_c_says_how_to_go_on(capsys):
         raise KeyboardInterrupt
     assert ended.value.code == 130
     assert capsys.readouterr().err == "x: stopped; run it again\n"
+
+
+LOST = """
+import os, signal
+from curate.command_line import heed_ctrl_c, told_in_one_line
+
+class Callback:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)  # Python drops what is raised in here
+
+with told_in_one_line("x", "run it again"):
+    del (here := [Callback()])[:]
+    print("goes on", flush=True)
+    heed_ctrl_c()
+    print("never reached")
+"""
+
+
+def test_ctrl_c_that_a_callback_swallowed_is_heeded_between_parts():
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "goes on\n")
+    assert done.stderr.endswith("x: stopped; run it again\n")
+
+
+def test_ctrl_c_is_pythons_own_again_afterwards():
+    with told_in_one_line("x", "run it again"):
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    heed_ctrl_c()
 
 
 def test_bad_input_is_a_value_error():
