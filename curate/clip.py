@@ -22,7 +22,7 @@ def load_clip(spec: ClipSpec, device: str | torch.device = "cpu") -> Any:
     Raises MissingWeights where the registered file is absent, WrongChecksum where it is another one,
     RuntimeError where it does not fit the architecture.
     """
-    name = _architecture(spec.architecture)
+    name = architecture_name(spec.architecture)
     if spec.weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
@@ -34,7 +34,7 @@ def load_clip(spec: ClipSpec, device: str | torch.device = "cpu") -> Any:
 
 def tokenizer(spec: ClipSpec) -> Any:
     """Return open_clip's tokenizer: texts -> int64 tokens of shape (B, context length)."""
-    return open_clip.get_tokenizer(_architecture(spec.architecture))
+    return open_clip.get_tokenizer(architecture_name(spec.architecture))
 
 
 def preprocessing(model: Any) -> Any:
@@ -73,7 +73,7 @@ def describe(spec: ClipSpec) -> str:
     return f"{Path(spec.architecture).stem}, " + (spec.weights or f"UNTRAINED random weights, seed {spec.seed}")
 
 
-def _architecture(architecture: str) -> str:
+def architecture_name(architecture: str) -> str:
     """Register a JSON model config with open_clip where a path is given; return the name."""
     if not architecture.endswith(".json"):
         return architecture

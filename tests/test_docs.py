@@ -233,6 +233,7 @@ def test_every_flag_that_a_page_names_exists(here):
 ENOUGH = {
     "curate.weights": ["list"],
     "train.run": ["base", "--root", "r"],
+    "train.plan": ["base"],
     "train.data": ["--root", "r", "--check"],
 }
 """Words that a command cannot do without."""

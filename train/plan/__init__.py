@@ -1,0 +1,1 @@
+"""What a training run will take: memory, time and money, before anyone pays for it."""

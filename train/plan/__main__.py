@@ -1,0 +1,133 @@
+"""python -m train.plan base|refiner: memory, communication, time and money of a run, before anyone pays for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from curate.command_line import DONE, EXIT_CODES, stop, told_in_one_line
+from curate.config import require
+from curate.config_help import About
+from train.config import TrainConfig
+from train.plan.gpus import GPUS, Assumptions, Gpu
+from train.recipes import RECIPES
+from train.settings import read_train_settings
+
+PROG = "train.plan"
+EXAMPLE = "python -m train.plan base --gpus 256 --gpu h100"
+RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)
+USAGE = f"""usage: python -m train.plan base|refiner --gpus N --gpu {"|".join(GPUS)} [--SETTING VALUE]...
+
+Work out memory by item, operations, communication, time and money of a training run, recommend how the global batch is
+made up, and simulate one step by the number of GPUs. It needs no GPU, no weights and no data.
+
+reads    the settings of the run, as train.run does; the rest is counted on the network without memory
+writes   nothing; --json prints all of it for scripts, --svg FILE draws the steps
+example  {EXAMPLE}
+
+python -m train.plan base --help shows the flags.
+{EXIT_CODES}
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read the settings, count, and print."""
+    if argv and argv[0] in ("-h", "--help", "--help-all"):
+        print(USAGE, end="")
+        return DONE
+    if not argv or argv[0] not in RECIPES:
+        stop(PROG, f"first say which network: {' or '.join(RECIPES)}, as in {EXAMPLE}")
+    about = About(
+        command=f"python -m train.plan {argv[0]}",
+        example=f"python -m train.plan {argv[0]} --gpus 256 --gpu h100 --price 2.5",
+        reads=f"train.{argv[0]} of the file; no data",
+        writes="nothing; --svg FILE draws the steps",
+        sections=("batch",),
+    )
+    config, flags = read_train_settings(
+        argv[0],
+        argv[1:],
+        prog=f"{PROG} {argv[0]}",
+        description="Plan a training run.",
+        add_flags=_flags,
+        root=".",
+        about=about,
+    )
+    with told_in_one_line(PROG, "nothing was written"):
+        from train.plan.printed import lines
+
+        require(flags.gpus > 0, "gpus", flags.gpus, "must be at least 1")
+        assumed = Assumptions(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Assumptions)})
+        require(0 < assumed.mfu <= 1, "mfu", assumed.mfu, "must be above 0 and at most 1")
+        gpu = GPUS[flags.gpu] if flags.price is None else dataclasses.replace(GPUS[flags.gpu], price=flags.price)
+        told = plan(config, flags.gpus, gpu, assumed) | {"gpu": {"name": flags.gpu} | dataclasses.asdict(gpu)}
+        if flags.svg is not None:
+            from train.plan.drawing import svg
+
+            Path(flags.svg).write_text(svg(told["by_gpus"]))
+        print(json.dumps(told) if flags.json else "\n".join(lines(told)))
+    return DONE
+
+
+def plan(config: TrainConfig, gpus: int, gpu: Gpu, assumed: Assumptions) -> dict[str, Any]:
+    """Return everything that is printed, as JSON values; raises BadInput where the global batch cannot be made up."""
+    from train.plan.shapes import Costs, best, shapes
+
+    costs = Costs.of(config)
+    found = shapes(config, costs, gpus, gpu, assumed)
+    require(bool(found), "gpus", gpus, f"batch.global_batch {config.batch.global_batch} is no multiple of it")
+    chosen = best(found)
+    by_gpus = {
+        ranks: shape.told()
+        for ranks in RANKS
+        if (shape := best(shapes(config, costs, ranks, gpu, assumed))) is not None
+    }
+    hours = config.steps * chosen.step.step_s / 3600.0 if chosen else None
+    return {
+        "model": config.model,
+        "gpus": gpus,
+        "global_batch": config.batch.global_batch,
+        "zero_stage": config.zero.stage,
+        "side_px": config.unet.sample_size * 8,
+        "assumptions": dataclasses.asdict(assumed),
+        "costs": costs.told(),
+        "shapes": [shape.told() for shape in found],
+        "recommended": chosen.told() if chosen else None,
+        "steps": config.steps,
+        "days": hours / 24.0 if hours is not None else None,
+        "gpu_hours": hours * gpus if hours is not None else None,
+        "money": hours * gpus * gpu.price if hours is not None else None,
+        "by_gpus": by_gpus,
+    }
+
+
+def _flags(parser: Any) -> None:
+    parser.add_argument("--gpus", type=int, default=256, help="GPUs of the run (default: 256)")
+    parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of GPU (default: h100)")
+    parser.add_argument("--price", type=float, help="money for an hour of one GPU (default: a round assumption)")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--svg", metavar="FILE", help="draw one step by the number of GPUs")
+    for field in dataclasses.fields(Assumptions):
+        kind = type(field.default)
+        parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=MEANING[field.name])
+
+
+MEANING = {
+    "mfu": "share of the peak that the operations reach, 0..1",
+    "gpus_per_node": "GPUs that NVLink joins",
+    "inter_gb_s": "what one GPU's adapter sends to other nodes, 10^9 bytes a second",
+    "link_efficiency": "share of the bandwidths that collectives reach, 0..1",
+    "hop_us": "time of one hop between GPUs, in microseconds",
+    "node_read_gb_s": "what the loaders of a node read, 10^9 bytes a second",
+    "image_kb": "mean size of a picture, 10^3 bytes, where pictures are read",
+    "reserved_gb": "CUDA context, NCCL and workspaces, 10^9 bytes",
+    "fragmentation": "share of the memory that the allocator cannot use, 0..1",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""What one GPU holds during a step under ZeRO-1 or 2, item by item, in 10^9 bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from train.config import TrainConfig
+from train.plan.network import Counted
+
+GB = 1e9
+MASTER_AND_MOMENTS_BYTES, EMA_BYTES = 12, 4
+SAVED, BACKWARD = "activations saved for the backward pass", "more at the peak of the backward pass"
+ENCODING, STEP = "encoding of pictures, before", "copies of the own part's gradient, at the step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """The encoders beside the U-Net, and what they cost."""
+
+    parameters: int
+    """Of the text towers, and of the autoencoder where pictures are encoded on the way."""
+    flops_an_image: float
+    """Operations for one image."""
+    peak_bytes: int
+    """Most that encoding one picture holds; 0 where latents are read."""
+
+
+def memory_gb(
+    config: TrainConfig, parameters: int, counted: Counted, frozen: Frozen, *, ranks: int, micro_batch: int
+) -> dict[str, float]:
+    """Return the items; `needed_gb` knows which of them are held at the same time.
+
+    DeepSpeed flattens the weights into one buffer, keeps fp32 masters, both moments and the EMA of its own part, and
+    under ZeRO-2 fills buckets of which overlapping keeps two (stage_1_and_2.py: setup_buckets,
+    gradient_reduction_w_predivide); at the step it flattens the fp32 gradient of its part once more.
+    """
+    width = 2 if config.precision == "bf16" else 4
+    part = -(-parameters // ranks)
+    zero_2 = config.zero.stage == 2
+    items = {
+        "weights": parameters * width,
+        "gradients kept, summed up in fp32": (part if zero_2 else parameters) * 4,
+        "fp32 masters and two moments": part * MASTER_AND_MOMENTS_BYTES,
+        "EMA": part * EMA_BYTES,
+        "reduce buckets": config.zero.reduce_bucket_elements * bucket_bytes(config) if zero_2 else 0,
+        "frozen encoders": frozen.parameters * width,
+        SAVED: micro_batch * counted.saved_bytes,
+        BACKWARD: micro_batch * (counted.peak_bytes - counted.saved_bytes),
+        ENCODING: micro_batch * frozen.peak_bytes,
+        STEP: part * 8 if zero_2 else 0,
+    }
+    return {name: size / GB for name, size in items.items()}
+
+
+def sent_bytes(config: TrainConfig) -> int:
+    """Return the bytes of a gradient's element on its way between ranks."""
+    return 2 if config.precision == "bf16" and config.zero.reduce_dtype == "bf16" else 4
+
+
+def bucket_bytes(config: TrainConfig) -> int:
+    """Return the bytes for each element of ZeRO-2's buckets: it fills them with gradients as they are, sends a copy."""
+    width = 2 if config.precision == "bf16" else 4
+    buckets = 2 if config.zero.overlap_comm else 1
+    return width * buckets + (sent_bytes(config) if sent_bytes(config) != width else 0)
+
+
+def needed_gb(items: dict[str, float]) -> float:
+    """Return the largest sum: pictures are encoded, then activations are held, then the optimiser takes its step."""
+    at_times = (ENCODING, SAVED, BACKWARD, STEP)
+    always = sum(size for name, size in items.items() if name not in at_times)
+    return always + max(items[ENCODING], items[SAVED] + items[BACKWARD], items[STEP])
