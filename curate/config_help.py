@@ -27,7 +27,7 @@ class About:
     sections: tuple[str, ...] = ()
     """Sections of the settings that --help lists in full; the others get one line each."""
     hidden: tuple[str, ...] = ()
-    """Sections that are not this command's at all; --help does not name them."""
+    """Sections and settings that are not this command's at all; --help does not name them."""
 
 
 class Formatter(DefaultHelpFormatter):
@@ -83,7 +83,8 @@ def show_help(parser: ArgumentParser, kind: type, about: About, argv: Sequence[s
     parser.epilog = EXIT_CODES if everything else "\n".join([*_sections(kind, nested, about), EXIT_CODES])
     for action in [] if everything else parser._actions:
         section = action.dest.split(".")[0]
-        if section in nested and (section not in about.sections or action.dest == section):
+        elsewhere = section in nested and (section not in about.sections or action.dest == section)
+        if elsewhere or section in about.hidden:
             action.help = argparse.SUPPRESS
     parser.print_help()
     sys.exit(0)

@@ -13,7 +13,16 @@ from unittest import mock
 import jsonargparse
 
 PROJECT = Path(__file__).resolve().parents[1]
-MODULES = ("curate.weights", "train.run", "train.export", "train.sample", "train.index", "train.data", "train.plan")
+MODULES = (
+    "curate.weights",
+    "train.run",
+    "train.export",
+    "train.sample",
+    "train.index",
+    "train.data",
+    "train.plan",
+    "train.evaluate",
+)
 """Commands that are started by `python -m`; those in pipelines and infra/bench are files."""
 WITHOUT_FLAGS = ("pipelines/demo.py",)
 READ_BY_HAND = {"--stage", "--init"}

@@ -234,6 +234,7 @@ ENOUGH = {
     "curate.weights": ["list"],
     "train.run": ["base", "--root", "r"],
     "train.plan": ["base"],
+    "train.evaluate": ["base", "--root", "r"],
     "train.data": ["--root", "r", "--check"],
 }
 """Words that a command cannot do without."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from curate.bad_input import BadInput
 from curate.config import ClipSpec, require
+from train.config_evaluation import EvaluateConfig, GridsConfig, Tracker
 from train.speed import SpeedConfig, ZeroConfig
 from train.watch import WatchConfig
 
@@ -311,8 +312,14 @@ class TrainConfig:
     """Steps between validations; 0 validates before the first and after the last step only."""
     validation_samples: int = 512
     """Draws of sample, noise and timestep of one validation, the same ones every time."""
+    grids: GridsConfig = field(default_factory=GridsConfig)
+    """Pictures of the same prompts, drawn while the network learns."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """FID, KID, CMMD and CLIP score."""
     log_every_steps: int = 10
     """Steps between lines of metrics."""
+    track: Tracker = "tensorboard"
+    """Who keeps the curves beside metrics.jsonl: events for TensorBoard, or Weights & Biases."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     """Hanging steps, jumping losses, and losses that are not finite."""
     zero: ZeroConfig = field(default_factory=ZeroConfig)

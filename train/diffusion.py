@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,3 +126,17 @@ def _draw_one(
     posterior_CHW = rng.standard_normal(shape_CHW, dtype=np.float32)
     dropped, emptied = chances[1] < objective.conditioning_dropout, chances[2] < objective.caption_dropout
     return timestep_at(objective, float(chances[0])), noise_CHW, posterior_CHW, bool(dropped), bool(emptied)
+
+
+def sampler_schedule(objective: ObjectiveConfig) -> dict[str, Any]:
+    """Return the arguments of diffusers' schedulers that give samplers the noise schedule of the training."""
+    return {
+        "num_train_timesteps": objective.num_timesteps,
+        "beta_start": objective.beta_start,
+        "beta_end": objective.beta_end,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[objective.prediction],
+        "rescale_betas_zero_snr": objective.zero_terminal_snr,
+        "timestep_spacing": "trailing" if objective.zero_terminal_snr else "leading",
+        "steps_offset": 1,
+    }

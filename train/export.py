@@ -98,6 +98,7 @@ def build_pipeline(config: TrainConfig) -> tuple[Any, Any]:
     from train.autoencoder import load_vae
     from train.conditioning import TextEncoder
     from train.convert import text_model
+    from train.diffusion import sampler_schedule
 
     text = TextEncoder(config.text_towers, torch.device("cpu"), torch.float32)
     parts: dict[str, Any] = {
@@ -107,7 +108,7 @@ def build_pipeline(config: TrainConfig) -> tuple[Any, Any]:
         "tokenizer": None,
         "text_encoder_2": text_model(text.towers[-1], projection=True),
         "tokenizer_2": _tokenizer(config.text_towers[-1]),
-        "scheduler": EulerDiscreteScheduler(**scheduler_arguments(config)),
+        "scheduler": EulerDiscreteScheduler(**sampler_schedule(config.objective)),
         "add_watermarker": False,
     }
     # without a negative prompt the pipelines guide away from what training showed where the text was dropped
@@ -119,21 +120,6 @@ def build_pipeline(config: TrainConfig) -> tuple[Any, Any]:
         "tokenizer": _tokenizer(config.text_towers[0]),
     }
     return StableDiffusionXLPipeline(**parts), text
-
-
-def scheduler_arguments(config: TrainConfig) -> dict[str, Any]:
-    """Return the sampler's schedule: the one of training."""
-    objective = config.objective
-    return {
-        "num_train_timesteps": objective.num_timesteps,
-        "beta_start": objective.beta_start,
-        "beta_end": objective.beta_end,
-        "beta_schedule": "scaled_linear",
-        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[objective.prediction],
-        "rescale_betas_zero_snr": objective.zero_terminal_snr,
-        "timestep_spacing": "trailing" if objective.zero_terminal_snr else "leading",
-        "steps_offset": 1,
-    }
 
 
 def trained_unet(config: TrainConfig) -> Path:

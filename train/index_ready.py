@@ -13,8 +13,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from curate.bad_input import BadInput
+from train.config import TrainConfig
 from train.index import Index, open_index
-from train.index_build import IndexOf, build_index, is_current
+from train.index_build import IndexOf, build_index, is_current, splits_of
 
 HEARTBEAT_S = 30.0
 
@@ -27,6 +28,26 @@ class News:
     """Whether nothing more will come."""
     error: str | None = None
     """Why there is no index."""
+
+
+def index_of_split(config: TrainConfig, split: str, *, factor: int, rank: int, say: Callable[[str], None]) -> Index:
+    """Return the index of a split; `factor` is the pixels of a picture for each latent pixel, along a side."""
+    side_px = config.unet.sample_size * factor
+    what = IndexOf(root=config.data_root, split=split, weight=config.order.weight, resolution_px=side_px)
+    index = ready_index(what, Path(config.index_parent) / split, rank=rank, say=say)
+    if config.model == "refiner":
+        index.require_aesthetic()
+    return index
+
+
+def validation_index(config: TrainConfig, train: Index, *, factor: int, rank: int, say: Callable[[str], None]) -> Index:
+    """Return the index of the split val; that of train where val is empty, and say so."""
+    if "val" in splits_of(config.data_root):
+        index = index_of_split(config, "val", factor=factor, rank=rank, say=say)
+        if len(index):
+            return index
+    say("validation: the split val is empty, so samples of train take its place")
+    return train
 
 
 def ready_index(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 
 from curate.bad_input import BadInput
 from curate.command_line import INTERRUPTED
+from train.config import TrainConfig
 
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
@@ -46,6 +47,15 @@ def run_ranks(module: str, argv: Sequence[str], ranks: int) -> int:
         signal.signal(number, pass_on)
     code = _wait(children)
     return INTERRUPTED if signal.SIGINT in asked else code
+
+
+def num_ranks(config: TrainConfig) -> int:
+    """Return how many ranks to start on this machine."""
+    if config.ranks != "auto":
+        return int(config.ranks)
+    import torch
+
+    return torch.cuda.device_count() or config.cpu_ranks
 
 
 def adopt_launcher(environ: MutableMapping[str, str]) -> bool:

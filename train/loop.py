@@ -6,15 +6,11 @@ Shape legend: B batch, C channels, H and W height and width.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
-import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,13 +21,14 @@ import torch.distributed as dist
 from curate.bad_input import BadInput
 from train import checkpoint
 from train.checkpoint import Writer
+from train.clock import Clock
 from train.config import OptimizerConfig, TrainConfig
 from train.data import Loader, dropped
 from train.ema import Ema, export_ema
 from train.engine import Engine, World, start_world
-from train.index import Index
-from train.index_build import IndexOf, splits_of
-from train.index_ready import ready_index
+from train.evaluate.during import Evaluation
+from train.flops import Utilisation
+from train.index_ready import index_of_split, validation_index
 from train.model import build_unet, count_parameters, predict
 from train.non_finite import Recovery, gather_uids
 from train.objective import Frozen, Objective
@@ -41,7 +38,6 @@ from train.resume import continue_run, state_of
 from train.samples import check_data
 from train.self_test import self_test
 from train.switches import apply_switches, check_switches
-from train.validation import Validation
 from train.watch import SpikeDetector, Watchdog
 
 
@@ -58,7 +54,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // world.size))
     stop_requested = _on_sigterm()
     folder = Path(config.out_folder)
-    report = Report(folder, active=world.rank == 0, steps=config.steps)
+    report = Report(folder, active=world.rank == 0, steps=config.steps, track=config.track)
     started = time.monotonic()
     check_switches(config.speed, world.device)
     if config.self_test:
@@ -66,18 +62,18 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
 
     # Data
     frozen = Frozen(config, world.device)
-    train_index = _index(config, frozen, "train", world, report)
+    factor = frozen.latent_factor
+    train_index = index_of_split(config, "train", factor=factor, rank=world.rank, say=report.say)
     if not len(train_index):
         raise BadInput(f"{config.root}/shards: no samples in the split train; run the export step")
     source = frozen.source(train_index)
-    check_data(train_index, source, config, frozen.latent_factor)
+    check_data(train_index, source, config, factor)
     bad_log = folder / f"bad_samples/rank-{world.rank:05d}.jsonl"
     loader = Loader(config, train_index, source, rank=world.rank, world_size=world.size, bad_log=bad_log)
     if loader.remote_reader is not None:
         share = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) / world.size
         members_of = lambda row: loader.members(train_index.sample(row))  # noqa: E731
         report.say(cache_advice(config, train_index, members_of, share))
-    validation = _validation(config, train_index, frozen, world, report)
     order = loader.order
     num_dropped = dropped(order, train_index)
     data_digest = f"{train_index.digest}-{frozen.vae_fingerprint[:32]}"
@@ -94,11 +90,17 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     ema = Ema(engine.master, config.ema_decay)
     objective = Objective(config, frozen, functools.partial(predict, engine.engine, engine.dtype))
 
+    # What is measured and drawn
+    val_index = validation_index(config, train_index, factor=factor, rank=world.rank, say=report.say)
+    evaluation = Evaluation(config, val_index, engine, ema, objective, frozen, report)
+    utilisation = Utilisation(config, world.device, world.size)
+    report.say(utilisation.told)
+
     # Resume
     writer = Writer(config.checkpoints_folder, world, config.keep_checkpoints)
     first_step = continue_run(config, resume, engine, ema, data_digest, report.say)
     record = _record(config, frozen, num_parameters, world, len(train_index), num_dropped)
-    record["val_loss_before"] = _before(engine, ema, validation, objective, folder, first_step, report)
+    record["val_loss_before"] = evaluation.before(first_step)
     report.run_json(record)
 
     # Steps
@@ -152,15 +154,18 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
         # Status
         values = {"loss": mean_loss, "lr": lr, "grad_norm": stepped.grad_norm}
         if step % config.log_every_steps == 0 or step == recovery.end or stopped:
-            values |= {"images_per_s": clock.images_per_s(step), **clock.since_last_asked(world.device)}
+            speed = clock.images_per_s(step)
+            values |= {"images_per_s": speed, **utilisation.values(speed), **clock.since_last_asked(world.device)}
             report.progress(step, values, clock.seconds_left(step))
         report.metrics(step, values)
 
-        # Checkpoint and validation
+        # Checkpoint, and what is measured and drawn
         if step % config.checkpoint_every_steps == 0 or step == recovery.end or stopped:
             saved = writer.save(engine, ema, state_of(config, step, engine, ema, data_digest))
-        if config.validate_every_steps and step % config.validate_every_steps == 0 and step < recovery.end:
-            report.metrics(step, {"val_loss": _validate(engine, ema, validation, objective)})
+        if evaluation.is_due(step) and step < recovery.end:
+            watchdog.off()  # an evaluation may take longer than any step
+            with clock.paused():
+                evaluation.after(step)
         watchdog.fed()
 
     # End
@@ -169,7 +174,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     if stopped and step < recovery.end:
         report.say(f"stopped after step {step}; the same command continues from {saved}")
     else:
-        record["val_loss_after"] = _validate(engine, ema, validation, objective)
+        record["val_loss_after"] = evaluation.at_the_end(step)
         export_ema(config, engine, ema, folder / "unet_ema")
         _sum_up(record, report)
     record |= {"steps_done": step, "seconds": round(time.monotonic() - started, 1)}
@@ -190,43 +195,6 @@ def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
     )
 
 
-class Clock:
-    """Speed and time left, measured from the first step of this process on."""
-
-    def __init__(self, first_step: int, config: TrainConfig) -> None:
-        self._first_step = first_step
-        self._config = config
-        self._started = self._asked = time.monotonic()
-        self._waited_s = 0.0
-
-    @contextmanager
-    def waits_for_data(self) -> Iterator[None]:
-        """Count the time within as waiting for samples."""
-        began = time.monotonic()
-        yield
-        self._waited_s += time.monotonic() - began
-
-    def since_last_asked(self, device: torch.device) -> dict[str, float]:
-        """Return the share of the time since the last call that went by waiting for samples, and the peak memory.
-
-        The memory is the device's, in 10^9 bytes; on a CPU it is the most that this process ever held.
-        """
-        now = time.monotonic()
-        share = self._waited_s / max(now - self._asked, 1e-9)
-        self._asked, self._waited_s = now, 0.0
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else held
-        return {"data_wait_share": share, "memory_gb": peak / 1e9}
-
-    def images_per_s(self, step: int) -> float:
-        """Return the mean speed so far."""
-        return (step - self._first_step) * self._config.batch.global_batch / (time.monotonic() - self._started)
-
-    def seconds_left(self, step: int) -> float:
-        """Return the time to the last step at the mean speed so far."""
-        return (self._config.steps - step) * self._config.batch.global_batch / self.images_per_s(step)
-
-
 def _on_sigterm() -> Any:
     """Return a function that says whether SIGTERM or SIGINT has arrived; the step in progress is finished first."""
     arrived: list[int] = []
@@ -234,28 +202,6 @@ def _on_sigterm() -> Any:
         if signal.getsignal(number) is not signal.SIG_IGN:  # train.launch takes Ctrl-C itself and sends SIGTERM
             signal.signal(number, lambda number, _frame: arrived.append(number))
     return lambda: bool(arrived)
-
-
-def _index(config: TrainConfig, frozen: Frozen, split: str, world: World, report: Report) -> Index:
-    """Return the index of a split, after rank 0 has built it where it is missing or its data has changed."""
-    side_px = config.unet.sample_size * frozen.latent_factor
-    what = IndexOf(root=config.data_root, split=split, weight=config.order.weight, resolution_px=side_px)
-    index = ready_index(what, Path(config.index_parent) / split, rank=world.rank, say=report.say)
-    if config.model == "refiner":
-        index.require_aesthetic()
-    return index
-
-
-def _validation(config: TrainConfig, train_index: Index, frozen: Frozen, world: World, report: Report) -> Validation:
-    index = _index(config, frozen, "val", world, report) if _has_split(config, "val") else None
-    if index is None or not len(index):
-        index = train_index
-        report.say("validation: the split val is empty, so the loss is taken on samples of train")
-    return Validation(config, index, frozen.source(index), world=world, factor=frozen.factor)
-
-
-def _has_split(config: TrainConfig, split: str) -> bool:
-    return split in splits_of(config.data_root)
 
 
 def _bad_samples(loader: Loader, world: World, report: Report) -> dict[str, int]:
@@ -266,32 +212,6 @@ def _bad_samples(loader: Loader, world: World, report: Report) -> dict[str, int]
     if total:
         report.say(f"data: others stood in for {total.total()} bad samples, named in bad_samples/: {dict(total)}")
     return dict(total)
-
-
-def _before(
-    engine: Engine,
-    ema: Ema,
-    validation: Validation,
-    objective: Objective,
-    folder: Path,
-    first_step: int,
-    report: Report,
-) -> float:
-    """Return the validation loss before the first step, from run.json where this is a continuation."""
-    if first_step and (folder / "run.json").exists():
-        return json.loads((folder / "run.json").read_text())["val_loss_before"]
-    loss = _validate(engine, ema, validation, objective)
-    report.say(f"validation loss before: {loss:.4f}")
-    return loss
-
-
-def _validate(engine: Engine, ema: Ema, validation: Validation, objective: Objective) -> float:
-    """Return the fixed-noise loss of the averaged weights."""
-    with torch.no_grad(), engine.weights(ema.part):
-        engine.engine.eval()
-        loss = validation.mean_loss(objective.losses, engine.world.device)
-        engine.engine.train()
-    return loss
 
 
 def _share(loss: torch.Tensor, stop: bool, world: World) -> tuple[float, bool]:

@@ -39,7 +39,7 @@ class Frozen:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self._config = config
-        self._device = device
+        self.device = device
         dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
         self.text = TextEncoder(config.text_towers, device, dtype)
         vae = load_vae(config.vae_folder)
@@ -62,7 +62,7 @@ class Frozen:
 
     def moments(self, batch: Batch) -> torch.Tensor:
         """Return the posterior moments of a batch on this rank's device."""
-        arrays_BCHW = batch.arrays_BCHW.to(self._device)
+        arrays_BCHW = batch.arrays_BCHW.to(self.device)
         if self.vae is None:
             return arrays_BCHW
         return moments(self.vae, arrays_BCHW.float() / 127.5 - 1.0)
@@ -74,7 +74,7 @@ class Objective:
     def __init__(self, config: TrainConfig, frozen: Frozen, predict: Predict) -> None:
         self._config = config
         self._frozen = frozen
-        self._predict = predict
+        self.predict = predict
 
     def draws(self, batch: Batch) -> Draws:
         """Return the batch's draws, keyed by (seed, step, position in the global batch)."""
@@ -91,7 +91,7 @@ class Objective:
         latents_BCHW = sample_latents(moments_BCHW, draws.posterior_BCHW.to(device), self._frozen.scaling_factor)
         noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
         text_BLD, pooled_BD = self._text(batch, draws, device)
-        prediction_BCHW = self._predict(noisy_BCHW, timesteps_B, text_BLD, pooled_BD, batch.time_ids_BT.to(device))
+        prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, text_BLD, pooled_BD, batch.time_ids_BT.to(device))
         target_BCHW = target(objective, latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
         return squared_error(prediction_BCHW, target_BCHW) * loss_weights(objective, timesteps_B, alphas_cumprod_T)
 

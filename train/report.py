@@ -1,4 +1,4 @@
-"""What a run says of itself: one live line, metrics as JSON lines and TensorBoard events, run.json."""
+"""What a run says of itself: one live line, metrics as JSON lines and curves, run.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from curate.commit import git_commit
+from train.config_evaluation import Tracker
+from train.track import start_tracker
 
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "open_clip_torch")
 
@@ -19,15 +23,13 @@ PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "open_clip_torch"
 class Report:
     """Rank 0's console and log files; the other ranks hold a silent one."""
 
-    def __init__(self, folder: Path, *, active: bool, steps: int) -> None:
+    def __init__(self, folder: Path, *, active: bool, steps: int, track: Tracker) -> None:
         self._active = active
         self._folder = folder
         self._steps = steps
         if active:
-            from torch.utils.tensorboard import SummaryWriter
-
             folder.mkdir(parents=True, exist_ok=True)
-            self._events = SummaryWriter(str(folder / "tensorboard"))
+            self._track = start_tracker(track, folder)
             self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
 
     def say(self, text: str | None) -> None:
@@ -40,8 +42,12 @@ class Report:
         if not self._active:
             return
         self._lines.write(json.dumps({"step": step, "time": time.time()} | values) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        self._track.scalars(step, values)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """Show a picture beside the curves."""
+        if self._active:
+            self._track.picture(step, name, image)
 
     def progress(self, step: int, values: dict[str, float], seconds_left: float) -> None:
         """Show the live line: rewritten in place on a terminal, one line a time in a log."""
@@ -65,7 +71,7 @@ class Report:
     def close(self) -> None:
         """Flush and close the files."""
         if self._active:
-            self._events.close()
+            self._track.close()
             self._lines.close()
 
 

@@ -12,7 +12,7 @@ from curate.bad_input import BadInput
 from curate.command_line import DONE, EXIT_CODES, stop, told_in_one_line
 from curate.config_help import About
 from train.config import TrainConfig
-from train.launch import adopt_launcher, run_ranks
+from train.launch import adopt_launcher, num_ranks, run_ranks
 from train.recipes import RECIPES, STAGES_STEPS
 from train.settings import read_train_settings
 
@@ -67,7 +67,7 @@ def _train(config: TrainConfig, extra: Any, argv: Sequence[str]) -> int:
             f"stage = {extra.stage}: starts from the stage before: give --init_from FOLDER with its unet_ema"
         )
     launched = adopt_launcher(os.environ)
-    ranks = int(os.environ["WORLD_SIZE"]) if launched else _ranks(config)
+    ranks = int(os.environ["WORLD_SIZE"]) if launched else num_ranks(config)
     config = dataclasses.replace(config, batch=config.batch.for_ranks(ranks))
     if not launched:
         return run_ranks("train.run", argv, ranks)
@@ -99,14 +99,6 @@ def _flags(parser: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="count the parameters without memory, print, and exit")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print it as JSON")
     parser.add_argument("--resume", default="auto", help="auto (newest whole checkpoint), none, or a checkpoint folder")
-
-
-def _ranks(config: TrainConfig) -> int:
-    if config.ranks != "auto":
-        return int(config.ranks)
-    import torch
-
-    return torch.cuda.device_count() or config.cpu_ranks
 
 
 if __name__ == "__main__":

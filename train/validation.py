@@ -1,15 +1,16 @@
-"""The fixed-noise validation loss: the same samples, noise and timesteps every time."""
+"""The fixed-noise validation loss, whole and by timestep: the same samples, noise and timesteps every time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from train.config import TrainConfig
+from train.config import ObjectiveConfig, TrainConfig
 from train.data import Batch, collate
 from train.diffusion import Draws, draw, timestep_at
 from train.engine import World
@@ -17,6 +18,9 @@ from train.index import Index
 from train.samples import Part, Source, read_pick
 
 _VALIDATION = 21
+BINS = 8
+"""Stretches of the timesteps whose losses are told apart."""
+BY_TIMESTEP = "val_loss_by_timestep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class Validation:
     """This rank's share of the draws, read once and kept."""
 
     def __init__(self, config: TrainConfig, index: Index, source: Source, *, world: World, factor: int) -> None:
-        still = replace(config, augment=replace(config.augment, flip_prob=0.0, jitter=0.0))
+        still = unchanged(config)
         self._config = config
         self._factor = factor
         self._chunks = [
@@ -41,15 +45,23 @@ class Validation:
             for numbers, rows in _chunks(config, index)[world.rank :: world.size]
         ]
 
-    def mean_loss(self, losses_of: Callable[[Batch, Draws], torch.Tensor], device: torch.device) -> float:
-        """Return the mean over all ranks' draws of `losses_of(batch, draws)`, a loss for each draw."""
-        sums = torch.zeros(2, dtype=torch.float64)
+    def losses(self, losses_of: Callable[[Batch, Draws], torch.Tensor], device: torch.device) -> dict[str, float]:
+        """Return `val_loss`, the mean over all ranks' draws of `losses_of(batch, draws)`, and the mean of each bin.
+
+        `losses_of` gives a loss for each draw. A bin is named by its timesteps, `val_loss_by_timestep/0000-0124`;
+        one without draws is left out.
+        """
+        objective = self._config.objective
+        sums_N2 = torch.zeros(BINS, 2, dtype=torch.float64)
         for chunk in self._chunks:
             losses_B = losses_of(chunk.batch, chunk.draws).double().cpu()
-            sums += torch.stack([losses_B.sum(), torch.tensor(float(len(losses_B)), dtype=torch.float64)])
-        sums = sums.to(device)
-        dist.all_reduce(sums)
-        return float(sums[0] / sums[1])
+            bins_B = bin_of(objective, chunk.draws.timesteps_B)
+            sums_N2.index_add_(0, bins_B, torch.stack([losses_B, torch.ones_like(losses_B)], dim=1))
+        sums_N2 = sums_N2.to(device)
+        dist.all_reduce(sums_N2)
+        total, count = sums_N2.sum(dim=0).tolist()
+        by_bin = zip(bin_names(objective), sums_N2.tolist(), strict=True)
+        return {"val_loss": total / count} | {name: loss / number for name, (loss, number) in by_bin if number}
 
     def _chunk(self, numbers: list[int], parts: list[Part]) -> Chunk:
         batch = collate(0, tuple(numbers), parts)
@@ -66,6 +78,24 @@ class Validation:
             dropped_B=nobody_B,
             emptied_B=nobody_B,
         )
+
+
+def unchanged(config: TrainConfig) -> TrainConfig:
+    """Return the settings with pictures as they are: neither flip nor jitter."""
+    return replace(config, augment=replace(config.augment, flip_prob=0.0, jitter=0.0))
+
+
+def bin_of(objective: ObjectiveConfig, timesteps_B: torch.Tensor) -> torch.Tensor:
+    """Return the bin of each timestep, 0..7: equal stretches of the timesteps that are drawn."""
+    length = objective.timestep_high + 1 - objective.timestep_low
+    return (timesteps_B - objective.timestep_low) * BINS // length
+
+
+def bin_names(objective: ObjectiveConfig) -> list[str]:
+    """Return the name of each bin, with its first and last timestep."""
+    length = objective.timestep_high + 1 - objective.timestep_low
+    firsts = [objective.timestep_low - (-number * length // BINS) for number in range(BINS + 1)]
+    return [f"{BY_TIMESTEP}/{first:04d}-{after - 1:04d}" for first, after in pairwise(firsts)]
 
 
 def latent_shape(config: TrainConfig, batch: Batch, factor: int) -> tuple[int, int, int]:

@@ -17,7 +17,17 @@ COMMANDS = [
     *[f"pipelines/{name}.py" for name in (*SCRIPTS, "takedown", "strips", "dashboard", "demo")],
     "pipelines/score.py calibrate",
     *[f"-m {name}" for name in ("train.run", "train.run base", "train.index", "train.data", "train.export")],
-    *[f"-m {name}" for name in ("train.sample", "train.plan", "train.plan base", "curate.weights")],
+    *[
+        f"-m {name}"
+        for name in (
+            "train.sample",
+            "train.plan",
+            "train.plan base",
+            "train.evaluate",
+            "train.evaluate base",
+            "curate.weights",
+        )
+    ],
 ]
 LONGEST = 160
 """Lines; with every setting it would be several hundred."""

@@ -58,6 +58,7 @@ def document(folder: Path, root: Path) -> dict[str, Any]:
         "checkpoint_every_steps": 100,
         "validation_samples": 8,
         "validate_every_steps": 0,
+        "grids": {"every_steps": 0},
         "log_every_steps": 1,
         "ranks": 2,
         "loader": {"workers": 0},

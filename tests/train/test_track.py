@@ -1,0 +1,120 @@
+"""Curves, pictures, and what is counted for them: TensorBoard, W&B, timestep bins, MFU, the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from curate.bad_input import BadInput
+from tests.train.synthetic_root import Tiny
+from tests.train.test_data import settings_of
+from train import flops, track
+from train.clock import Clock
+from train.config import ObjectiveConfig
+from train.flops import Utilisation, peak_flops
+from train.plan.network import count_unet
+from train.report import Report
+from train.validation import BINS, bin_names, bin_of
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.full((4, 6, 3), (255, 0, 10), np.uint8))
+
+
+def test_tensorboard_has_curves_and_pictures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = Report(tmp_path, active=True, steps=10, track="tensorboard")
+    report.metrics(3, {"loss": 0.5, "mfu": 0.25})
+    report.picture(3, "grid", picture())
+    report.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (loss,) = events.Scalars("loss")
+    assert (loss.step, loss.value) == (3, 0.5)
+    (drawn,) = events.Images("grid")
+    assert (drawn.step, drawn.width, drawn.height) == (3, 6, 4)
+
+
+def test_wandb_keeps_curves_and_a_continued_run_goes_on_in_the_same_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for step in (3, 4):
+        report = Report(tmp_path, active=True, steps=10, track="wandb")
+        report.metrics(step, {"loss": 0.5})
+        report.picture(step, "grid", picture())
+        report.close()
+        ids.append((tmp_path / "wandb_run.json").read_text())
+    assert ids[0] == ids[1]
+    logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(logs) == 2
+    assert all(b"loss" in log.read_bytes() for log in logs)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_missing_tracker_is_one_line(tmp_path: Path) -> None:
+    with mock.patch.object(track, "find_spec", return_value=None), pytest.raises(BadInput) as raised:
+        track.start_tracker("wandb", tmp_path)
+    assert str(raised.value) == (
+        "track = 'wandb': the package is not installed; pip install wandb, or set track to tensorboard"
+    )
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 999), (0, 199), (3, 12)])
+def test_bins_part_the_drawn_timesteps_evenly(low: int, high: int) -> None:
+    objective = ObjectiveConfig(timestep_low=low, timestep_high=high)
+    timesteps = torch.arange(low, high + 1)
+    bins = bin_of(objective, timesteps)
+    names = bin_names(objective)
+    assert len(names) == BINS == 8
+    sizes = torch.bincount(bins, minlength=BINS)
+    assert int(sizes.max() - sizes.min()) <= 1
+    for number, name in enumerate(names):
+        first, last = map(int, name.split("/")[1].split("-"))
+        assert timesteps[bins == number].tolist() == list(range(first, last + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
+        ("NVIDIA H200", "bf16", 989.4),
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312.0),
+        ("NVIDIA H100 PCIe", "bf16", None),
+        ("NVIDIA H100 NVL", "bf16", None),
+        ("NVIDIA H100 80GB HBM3", "fp32", None),
+        ("a CPU", "bf16", None),
+    ],
+)
+def test_peaks_are_those_of_the_data_sheets(name: str, precision: str, tflops: float | None) -> None:
+    assert peak_flops(name, precision) == (None if tflops is None else tflops * 1e12)
+
+
+def test_mfu_is_useful_work_over_the_peak_of_all_devices(tiny: Tiny) -> None:
+    config = dataclasses.replace(settings_of(tiny), precision="bf16")
+    on_cpu = Utilisation(config, torch.device("cpu"), 2)
+    assert on_cpu.values(10.0) == {}
+    assert "no peak is known for a CPU" in on_cpu.told
+    with mock.patch.object(flops.torch.cuda, "get_device_name", return_value="NVIDIA H100 80GB HBM3"):
+        utilisation = Utilisation(config, torch.device("cuda"), 2)
+    work = count_unet(config, "none").all_flops
+    assert utilisation.values(100.0)["mfu"] == pytest.approx(100.0 * work / (2 * 989.4e12))
+
+
+def test_pauses_are_not_counted(tiny: Tiny) -> None:
+    clock = Clock(0, settings_of(tiny))
+    time.sleep(0.05)
+    before = clock.images_per_s(1)
+    with clock.paused():
+        time.sleep(0.5)
+    assert clock.images_per_s(1) == pytest.approx(before, rel=0.5)

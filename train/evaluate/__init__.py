@@ -1,0 +1,1 @@
+"""What the network draws while it learns, and how near that is to real pictures."""
