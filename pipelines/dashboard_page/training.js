@@ -18,7 +18,11 @@ export async function trainingPage(place) {
   const grid = h("div", { class: "cards" });
   const since = new Map(said.runs.map((run) => [run.name, 0]));
   const records = h("table", {}, h("thead", {}, h("tr", {}, ["run", "steps", "samples", "global batch", "time", "validation loss, before and after"].map((name) => h("th", {}, name)))), h("tbody", {}, said.runs.map(recordOf)));
-  show(place, section("Runs", null, records), section("Series", null, grid), said.has_samples ? section("Pictures", "What python -m train.sample drew last.", h("img", { class: "drawn", src: "/drawn", alt: "pictures of the trained model" })) : null);
+  const strips = h("div", { class: "cards" });
+  const sliders = new Map();
+  const drawn = section("Grids", "The same prompts and the same noise, drawn by the averaged weights as they learned.", strips);
+  drawn.hidden = true;
+  show(place, section("Runs", null, records), section("Series", null, grid), drawn, said.has_samples ? section("Pictures", "What python -m train.sample drew last.", h("img", { class: "drawn", src: "/drawn", alt: "pictures of the trained model" })) : null);
 
   async function fetchNew() {
     const found = [];
@@ -28,6 +32,18 @@ export async function trainingPage(place) {
       for (const [name, series] of Object.entries(points.series)) found.push([name, series.map(([step, value]) => ({ run: run.name, step, value }))]);
     }
     await add(found);
+  }
+
+  async function fetchGrids() {
+    for (const run of (await get("training-runs")).runs) {
+      if (!run.grids.length) continue;
+      drawn.hidden = false;
+      if (!sliders.has(run.name)) {
+        sliders.set(run.name, gridSlider(run));
+        strips.append(sliders.get(run.name).card);
+      }
+      sliders.get(run.name).update(run.grids);
+    }
   }
 
   async function add(found) {
@@ -46,8 +62,35 @@ export async function trainingPage(place) {
   }
 
   await fetchNew();
-  const timer = setInterval(() => fetchNew().catch(() => clearInterval(timer)), EVERY_MS);
+  await fetchGrids();
+  const timer = setInterval(() => fetchNew().then(fetchGrids).catch(() => clearInterval(timer)), EVERY_MS);
   return () => clearInterval(timer);
+}
+
+// A picture and a slider through the steps at which it was drawn; it follows the newest one until it is moved
+function gridSlider(run) {
+  const image = h("img", { class: "drawn", alt: `grid of ${run.name}` });
+  const label = h("output", {});
+  const slider = h("input", { type: "range", min: "0", step: "1", "aria-label": `step of ${run.name}` });
+  let steps = [];
+  let follows = true;
+  const draw = () => {
+    const step = steps[Number(slider.value)];
+    label.textContent = `step ${count(step)}`;
+    image.src = `/grids/${encodeURIComponent(run.run)}/${step}?${new URLSearchParams({ of: run.of })}`;
+  };
+  slider.addEventListener("input", () => {
+    follows = Number(slider.value) === steps.length - 1;
+    draw();
+  });
+  const update = (found) => {
+    if (found.length === steps.length) return;
+    steps = found;
+    slider.max = String(steps.length - 1);
+    if (follows) slider.value = slider.max;
+    draw();
+  };
+  return { card: h("article", { class: "card", "data-grid": run.name }, h("h3", {}, run.name), image, h("label", {}, slider, label)), update };
 }
 
 const place_ = (name) => {

@@ -18,12 +18,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from curate.image import UnreadableImage
-from pipelines.dashboard_server import what_if
+from pipelines.dashboard_server import training, what_if
 from pipelines.dashboard_server.answers import QUESTIONS, Shown, answered
 from pipelines.dashboard_server.filters import whole
 from pipelines.dashboard_server.pictures import SIDES_PX, NotShown, Pictures
 from pipelines.dashboard_server.security import Guard
-from pipelines.store import MissingTable
+from pipelines.store import MissingTable, Root
 from schemas.column import NewerTable
 
 PAGE = Path(__file__).resolve().parents[1] / "dashboard_page"
@@ -40,6 +40,7 @@ def application(this: Shown, *, names: tuple[str, ...], token: str | None, max_m
         *(Route(f"/api/{name}", _answered(this, name)) for name in QUESTIONS),
         Route("/picture/{number:int}", _picture(pictures)),
         Route("/drawn", _drawn(this)),
+        Route("/grids/{run}/{step:int}", _grid(this)),
         Route("/api/label", _posted(lambda said: _label(this, said)), methods=["POST"]),
         Route("/api/save", _posted(lambda said: _save(this, said)), methods=["POST"]),
         Route("/api/refresh", _posted(lambda said: _refresh(this)), methods=["POST"]),
@@ -111,19 +112,38 @@ def _picture(pictures: Pictures) -> Any:
 def _drawn(this: Shown) -> Any:
     """Serve what python -m train.sample drew, encoded anew."""
 
-    def draw() -> bytes:
-        with Image.open(this.index.root.open("samples.png"), formats=("PNG",)) as image:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "PNG")
-        return buffer.getvalue()
-
     async def serve(request: Request) -> Response:
         try:
-            return Response(await run_in_threadpool(draw), media_type="image/png")
+            return Response(await run_in_threadpool(_anew, this.index.root, "samples.png"), media_type="image/png")
         except FileNotFoundError:
             return PlainTextResponse("nothing was drawn yet: run python -m train.sample", 404)
 
     return serve
+
+
+def _grid(this: Shown) -> Any:
+    """Serve what a run drew after a step, encoded anew; `of` names a root beside the first one."""
+
+    def draw(of: str, run: str, step: int) -> bytes:
+        root = (this.beside[of] if of else this.index).root
+        return _anew(root, training.grid_path(root, run, step))
+
+    async def serve(request: Request) -> Response:
+        of, run, step = request.query_params.get("of", ""), request.path_params["run"], request.path_params["step"]
+        try:
+            return Response(await run_in_threadpool(draw, of, run, step), media_type="image/png")
+        except (LookupError, FileNotFoundError):
+            return PlainTextResponse(f"no grid of {run!r} at step {step}", 404)
+
+    return serve
+
+
+def _anew(root: Root, path: str) -> bytes:
+    """Return a PNG of the root as pixels alone, encoded once more."""
+    with Image.open(root.open(path), formats=("PNG",)) as image:
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _posted(work: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

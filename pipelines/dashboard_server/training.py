@@ -1,14 +1,16 @@
-"""Training runs below a root: their records, and the points added to metrics.jsonl since the last question."""
+"""Training runs below a root: records, grids, and the points added to metrics.jsonl since the last question."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from pipelines.store import Root
 
 METRICS = "metrics.jsonl"
+GRID = re.compile(r"step-(\d{8})\.png$")
 MOST_BYTES = 4 << 20
 """Read at a time; what is longer comes with the next question."""
 
@@ -23,8 +25,22 @@ def runs(root: Root) -> list[dict[str, Any]]:
         kept = ("val_loss_before", "val_loss_after", "steps_done", "seconds", "world_size", "device", "samples")
         record = {key: said[key] for key in kept if key in said}
         record |= {"steps": config.get("steps"), "global_batch": (config.get("batch") or {}).get("global_batch")}
-        found.append({"run": name, "record": record, "text_towers_untrained": said.get("text_towers_untrained")})
+        untrained = said.get("text_towers_untrained")
+        found.append({"run": name, "record": record, "text_towers_untrained": untrained, "grids": grids(root, name)})
     return sorted(found, key=lambda run: run["run"])
+
+
+def grids(root: Root, run: str) -> list[int]:
+    """Return the steps whose grids there are, in order."""
+    found = (GRID.search(path) for path in root.glob(f"train/{run}/grids/step-*.png"))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def grid_path(root: Root, run: str, step: int) -> str:
+    """Return where a grid lies, below the root; raises LookupError where there is no such run or grid."""
+    if run not in {found["run"] for found in runs(root)} or step not in grids(root, run):
+        raise LookupError(f"{run}, step {step}")
+    return f"train/{run}/grids/step-{step:08d}.png"
 
 
 def points(root: Root, run: str, since_byte: int) -> dict[str, Any]:

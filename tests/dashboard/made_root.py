@@ -136,6 +136,13 @@ def made_rows(root: Root, rows: int) -> dict[str, list[dict[str, Any]]]:
     return made
 
 
+def write_grid(folder: Path, run: str, step: int, colour: str) -> None:
+    """Write what a training run draws after a step."""
+    place = folder / "train" / run / "grids"
+    place.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), colour).save(place / f"step-{step:08d}.png")
+
+
 def write_training(folder: Path, run: str, steps: int) -> Path:
     """Write a training run's metrics; returns their file."""
     place = folder / "train" / run

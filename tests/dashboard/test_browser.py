@@ -10,9 +10,21 @@ import duckdb
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from tests.dashboard.conftest import serving, visiting
-from tests.dashboard.made_root import BLOCKED, COPY, HOSTILE, HOSTILE_AT, ROWS, UNSAFE, uid, write_root, write_training
+from tests.dashboard.made_root import (
+    BLOCKED,
+    COPY,
+    HOSTILE,
+    HOSTILE_AT,
+    ROWS,
+    UNSAFE,
+    uid,
+    write_grid,
+    write_root,
+    write_training,
+)
 from tests.pipelines.small_run import run
 
 pytestmark = pytest.mark.browser
@@ -165,6 +177,26 @@ def test_training_asks_for_new_points_only(browser, tmp_path):
         found = browser.until(f"({asked}).length > 1 && {asked}")
     assert "since=0" in found[0]
     assert f"since={size}" in found[1]
+
+
+def test_a_slider_goes_through_the_grids_and_follows_the_newest(browser, tmp_path):
+    write_root(str(tmp_path), rows=20)
+    write_training(tmp_path, "base", 30)
+    write_grid(tmp_path, "base", 0, "red")
+    write_grid(tmp_path, "base", 40, "blue")
+    shown = "document.querySelector('[data-grid] output')?.textContent"
+    width = "document.querySelector('[data-grid] img')?.naturalWidth"
+    with visiting(browser, str(tmp_path)) as address:
+        browser.open(f"{address}#/training")
+        browser.until(f"{shown} === 'step 40' && {width} > 0")
+        write_grid(tmp_path, "base", 80, "green")
+        browser.until(f"{shown} === 'step 80' && {width} > 0")
+        slider = browser.driver.find_element(By.CSS_SELECTOR, "[data-grid] input")
+        slider.send_keys(Keys.HOME)
+        browser.until(f"{shown} === 'step 0' && {width} > 0")
+        write_grid(tmp_path, "base", 120, "white")
+        browser.until("document.querySelector('[data-grid] input').max === '3'")
+        assert browser.driver.execute_script(f"return {shown}") == "step 0"
 
 
 def test_the_exported_page_opens_alone(browser, made_folder, tmp_path):

@@ -49,6 +49,7 @@ from tests.dashboard.made_root import (
     publish_table,
     selected,
     uid,
+    write_grid,
     write_root,
     write_training,
 )
@@ -505,6 +506,26 @@ def test_only_new_points_of_a_training_run_are_sent(tmp_path):
     again = QUESTIONS["training-points"](this, {"run": "base", "since": str(then["next"])})
     index.close()
     assert (again["series"], again["next"]) == ({}, then["next"])
+
+
+def test_grids_are_listed_by_step_and_served_as_pixels_alone(tmp_path):
+    write_root(str(tmp_path), rows=20)
+    write_training(tmp_path, "base", 10)
+    for step, colour in ((40, "blue"), (0, "red")):
+        write_grid(tmp_path, "base", step, colour)
+    (tmp_path / "train/base/grids/.step-00000080.png.partial").write_bytes(b"half")
+    with serving("--root", str(tmp_path)) as address:
+        client = Client(address)
+        (run,) = client.get("training-runs")["runs"]
+        status, headers, body = client.ask("/grids/base/40?of=")
+        gone = [client.ask(path)[0] for path in ("/grids/base/41", "/grids/nobody/0", "/grids/base/40?of=x")]
+        outside = client.ask("/grids/..%2F..%2Fbase/40")[0]
+    assert run["grids"] == [0, 40]
+    assert (status, headers["content-type"]) == (200, "image/png")
+    with Image.open(io.BytesIO(body)) as image:
+        assert image.getpixel((0, 0)) == (0, 0, 255)
+    assert gone == [404, 404, 404]
+    assert outside == 404
 
 
 def test_what_was_made_again_is_read_again(tmp_path):

@@ -19,9 +19,11 @@ from train.settings import read_train_settings
 PROG = "train.evaluate"
 EXAMPLE = "python -m train.evaluate base --evaluate.samples 10000"
 RUN_AGAIN = "features of real pictures are kept; run it again"
-OF_TRAINING = ("batch", "optimizer", "augment", "order", "speed", "zero", "watch", "grids", "init_from", "steps")
-OF_TRAINING += ("ema_decay", "checkpoints", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "track")
-OF_TRAINING += ("validate_every_steps", "validation_samples", "self_test")
+OF_TRAINING = (
+    *("batch", "optimizer", "augment", "order", "speed", "zero", "watch", "grids", "init_from", "steps", "ema_decay"),
+    *("checkpoints", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "track", "self_test"),
+    *("validate_every_steps", "validation_samples"),
+)
 """Settings that decide nothing here."""
 USAGE = f"""usage: python -m train.evaluate base|refiner [--weights FOLDER] [--config FILE]... [--SETTING VALUE]...
 
