@@ -52,6 +52,7 @@ bench: install peers
 	$(BIN)/python infra/bench/dashboard.py
 	$(BIN)/python infra/bench/data_order.py
 	$(BIN)/python infra/bench/train_data.py
+	$(BIN)/python infra/bench/train_step.py
 	$(BIN)/python infra/bench/captions.py
 	$(BIN)/python infra/bench/scores.py
 	$(BIN)/python infra/bench/selection.py

@@ -42,7 +42,7 @@ def main() -> None:
     for kind, count in (("latents", args.latents), ("pictures", args.pictures)):
         with tempfile.TemporaryDirectory(prefix=f"bench-{kind}-") as folder:
             root = Path(folder)
-            write_root(root, kind, count)
+            write_root(root, kind, count, LATENT_BUCKETS if kind == "latents" else PICTURE_BUCKETS)
             compare(root, kind, count, args.peers)
 
 
@@ -130,7 +130,7 @@ def _by_bucket(samples: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             bucket.clear()
 
 
-def write_root(root: Path, kind: str, count: int) -> None:
+def write_root(root: Path, kind: str, count: int, buckets: tuple[tuple[int, int], ...]) -> None:
     """Write tars and tables as the curation does, a shard for every 100 samples of a bucket."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -139,7 +139,6 @@ def write_root(root: Path, kind: str, count: int) -> None:
     from schemas import latents, shards
 
     rng = np.random.default_rng(0)
-    buckets = LATENT_BUCKETS if kind == "latents" else PICTURE_BUCKETS
     tables: dict[str, list[dict[str, Any]]] = {"shards": [], "latents": []}
     folder = root / ("latents" if kind == "latents" else "shards") / "train"
     folder.mkdir(parents=True)

@@ -92,11 +92,11 @@ class Operations(TorchDispatchMode):
         return made
 
 
-def count_unet(config: TrainConfig, recomputed: Recomputed) -> Counted:
-    """Return what one image of `sample_size` costs; attention is counted as the fused kernels do it."""
+def count_unet(config: TrainConfig, recomputed: Recomputed, latent_hw: tuple[int, int] | None = None) -> Counted:
+    """Return what one image costs, of `sample_size` or another; attention is counted as the fused kernels do it."""
     with FakeTensorMode():
         unet = build(config, recomputed)
-        return count(unet, inputs(config, 1))
+        return count(unet, inputs(config, 1, latent_hw))
 
 
 def build(config: TrainConfig, recomputed: Recomputed) -> UNet2DConditionModel:
@@ -108,11 +108,12 @@ def build(config: TrainConfig, recomputed: Recomputed) -> UNet2DConditionModel:
     return unet
 
 
-def inputs(config: TrainConfig, batch: int) -> dict[str, Any]:
-    """Return a batch of zeros in the shapes of the training."""
+def inputs(config: TrainConfig, batch: int, latent_hw: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Return a batch of zeros in the shapes of the training; squares of `sample_size` where no size is given."""
     unet, dtype = config.unet, DTYPES[config.precision]
+    height, width = latent_hw or (unet.sample_size, unet.sample_size)
     return {
-        "sample": torch.zeros(batch, unet.latent_channels, unet.sample_size, unet.sample_size, dtype=dtype),
+        "sample": torch.zeros(batch, unet.latent_channels, height, width, dtype=dtype),
         "timestep": torch.zeros(batch, dtype=torch.int64),
         "encoder_hidden_states": torch.zeros(batch, TOKENS, unet.cross_attention_dim, dtype=dtype),
         "added_cond_kwargs": {
