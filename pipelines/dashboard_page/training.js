@@ -18,11 +18,8 @@ export async function trainingPage(place) {
   const grid = h("div", { class: "cards" });
   const since = new Map(said.runs.map((run) => [run.name, 0]));
   const records = h("table", {}, h("thead", {}, h("tr", {}, ["run", "steps", "samples", "global batch", "time", "validation loss, before and after"].map((name) => h("th", {}, name)))), h("tbody", {}, said.runs.map(recordOf)));
-  const strips = h("div", { class: "cards" });
-  const sliders = new Map();
-  const drawn = section("Grids", "The same prompts and the same noise, drawn by the averaged weights as they learned.", strips);
-  drawn.hidden = true;
-  show(place, section("Runs", null, records), section("Series", null, grid), drawn, said.has_samples ? section("Pictures", "What python -m train.sample drew last.", h("img", { class: "drawn", src: "/drawn", alt: "pictures of the trained model" })) : null);
+  const grids = gridSlider();
+  show(place, section("Runs", null, records), section("Series", null, grid), grids.element, said.has_samples ? section("Pictures", "What python -m train.sample drew last.", h("img", { class: "drawn", src: "/drawn", alt: "pictures of the trained model" })) : null);
 
   async function fetchNew() {
     const found = [];
@@ -34,17 +31,7 @@ export async function trainingPage(place) {
     await add(found);
   }
 
-  async function fetchGrids() {
-    for (const run of (await get("training-runs")).runs) {
-      if (!run.grids.length) continue;
-      drawn.hidden = false;
-      if (!sliders.has(run.name)) {
-        sliders.set(run.name, gridSlider(run));
-        strips.append(sliders.get(run.name).card);
-      }
-      sliders.get(run.name).update(run.grids);
-    }
-  }
+  const fetchGrids = async () => grids.update((await get("training-runs")).runs);
 
   async function add(found) {
     const fresh = new Map();
@@ -67,30 +54,52 @@ export async function trainingPage(place) {
   return () => clearInterval(timer);
 }
 
-// A picture and a slider through the steps at which it was drawn; it follows the newest one until it is moved
-function gridSlider(run) {
-  const image = h("img", { class: "drawn", alt: `grid of ${run.name}` });
+// One slider through the steps of all runs; each run shows what it had drawn by then. It follows the newest step until it is moved
+function gridSlider() {
+  const cards = h("div", { class: "cards" });
   const label = h("output", {});
-  const slider = h("input", { type: "range", min: "0", step: "1", "aria-label": `step of ${run.name}` });
+  const slider = h("input", { type: "range", id: "grid-step", min: "0", max: "0", step: "1", "aria-label": "step of the grids" });
+  const element = section("Grids", "The same prompts and the same noise, drawn by the averaged weights as they learned.", h("label", {}, slider, label), cards);
+  const shown = new Map();
+  let runs = [];
   let steps = [];
   let follows = true;
-  const draw = () => {
-    const step = steps[Number(slider.value)];
-    label.textContent = `step ${count(step)}`;
-    image.src = `/grids/${encodeURIComponent(run.run)}/${step}?${new URLSearchParams({ of: run.of })}`;
-  };
+  element.hidden = true;
+
+  function draw() {
+    const chosen = steps[Number(slider.value)];
+    label.textContent = `step ${count(chosen)}`;
+    for (const run of runs) {
+      const step = run.grids.filter((each) => each <= chosen).at(-1) ?? run.grids[0];
+      const { image, caption } = shown.get(run.name) ?? card(run);
+      const address = `/grids/${encodeURIComponent(run.run)}/${step}?${new URLSearchParams({ of: run.of })}`;
+      caption.textContent = `${run.name}, step ${count(step)}`;
+      if (image.getAttribute("src") !== address) image.src = address;
+    }
+  }
+
+  function card(run) {
+    const made = { image: h("img", { class: "drawn", alt: `grid of ${run.name}` }), caption: h("h3", {}) };
+    cards.append(h("article", { class: "card", "data-grid": run.name }, made.caption, made.image));
+    shown.set(run.name, made);
+    return made;
+  }
+
   slider.addEventListener("input", () => {
     follows = Number(slider.value) === steps.length - 1;
     draw();
   });
   const update = (found) => {
-    if (found.length === steps.length) return;
-    steps = found;
+    const chosen = steps[Number(slider.value)];
+    runs = found.filter((run) => run.grids.length);
+    steps = [...new Set(runs.flatMap((run) => run.grids))].sort((a, b) => a - b);
+    if (!steps.length) return;
+    element.hidden = false;
     slider.max = String(steps.length - 1);
-    if (follows) slider.value = slider.max;
+    slider.value = String(follows ? steps.length - 1 : steps.indexOf(chosen));
     draw();
   };
-  return { card: h("article", { class: "card", "data-grid": run.name }, h("h3", {}, run.name), image, h("label", {}, slider, label)), update };
+  return { element, update };
 }
 
 const place_ = (name) => {

@@ -179,24 +179,25 @@ def test_training_asks_for_new_points_only(browser, tmp_path):
     assert f"since={size}" in found[1]
 
 
-def test_a_slider_goes_through_the_grids_and_follows_the_newest(browser, tmp_path):
+def test_one_slider_goes_through_the_grids_of_all_runs_and_follows_the_newest(browser, tmp_path):
     write_root(str(tmp_path), rows=20)
-    write_training(tmp_path, "base", 30)
-    write_grid(tmp_path, "base", 0, "red")
-    write_grid(tmp_path, "base", 40, "blue")
-    shown = "document.querySelector('[data-grid] output')?.textContent"
-    width = "document.querySelector('[data-grid] img')?.naturalWidth"
+    for run_name, steps in (("base", (0, 40)), ("refiner", (0, 20))):
+        write_training(tmp_path, run_name, 30)
+        for step in steps:
+            write_grid(tmp_path, run_name, step, "red")
+    said = "[...document.querySelectorAll('[data-grid] h3')].map((one) => one.textContent.split(', ').at(-1)).join()"
+    loaded = "[...document.querySelectorAll('[data-grid] img')].every((one) => one.naturalWidth > 0)"
     with visiting(browser, str(tmp_path)) as address:
         browser.open(f"{address}#/training")
-        browser.until(f"{shown} === 'step 40' && {width} > 0")
-        write_grid(tmp_path, "base", 80, "green")
-        browser.until(f"{shown} === 'step 80' && {width} > 0")
-        slider = browser.driver.find_element(By.CSS_SELECTOR, "[data-grid] input")
+        browser.until(f"{said} === 'step 40,step 20' && {loaded}")
+        write_grid(tmp_path, "refiner", 80, "green")
+        browser.until(f"{said} === 'step 40,step 80' && {loaded}")
+        slider = browser.driver.find_element(By.ID, "grid-step")
         slider.send_keys(Keys.HOME)
-        browser.until(f"{shown} === 'step 0' && {width} > 0")
+        browser.until(f"{said} === 'step 0,step 0' && {loaded}")
         write_grid(tmp_path, "base", 120, "white")
-        browser.until("document.querySelector('[data-grid] input').max === '3'")
-        assert browser.driver.execute_script(f"return {shown}") == "step 0"
+        browser.until("document.getElementById('grid-step').max === '4'")
+        assert browser.driver.execute_script(f"return {said}") == "step 0,step 0"
 
 
 def test_the_exported_page_opens_alone(browser, made_folder, tmp_path):
