@@ -17,8 +17,7 @@ import torch
 
 from curate.bad_input import BadInput
 from train.exported import load_pipeline
-
-AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+from train.micro_conditioning import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),

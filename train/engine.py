@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from train.config import TrainConfig
+from train.precision import DTYPES
 from train.zero_settings import check_understood, deepspeed_settings
 
 
@@ -50,7 +51,7 @@ class Engine:
         import deepspeed
 
         self.world = world
-        self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
+        self.dtype = DTYPES[config.precision]
         settings = deepspeed_settings(config, on_gpu=world.device.type == "cuda")
         check_understood(settings, parse(settings))
         self.engine, *_ = deepspeed.initialize(model=unet, model_parameters=list(unet.parameters()), config=settings)

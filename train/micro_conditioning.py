@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""What the refiner is told of a picture that is wanted, and of one to be guided away from."""
+
 
 def time_ids(
     model: str,

@@ -24,6 +24,7 @@ from train.diffusion import (
     target,
 )
 from train.index import Index
+from train.precision import DTYPES
 from train.samples import ImageSource, LatentSource
 from train.shards import shard_reader
 from train.validation import latent_shape
@@ -40,7 +41,7 @@ class Frozen:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self._config = config
         self.device = device
-        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
+        dtype = DTYPES[config.precision]
         self.text = TextEncoder(config.text_towers, device, dtype)
         vae = load_vae(config.vae_folder)
         self.scaling_factor = float(vae.config.scaling_factor)

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from curate.bad_input import BadInput
-from curate.command_line import DONE, EXIT_CODES, stop, told_in_one_line
+from curate.command_line import DONE, EXIT_CODES, told_in_one_line
 from curate.config_help import About
 from train.config import TrainConfig
 from train.launch import adopt_launcher, num_ranks, run_ranks
-from train.recipes import RECIPES, STAGES_STEPS
-from train.settings import read_train_settings
+from train.recipes import STAGES_STEPS
+from train.settings import model_asked_for, read_train_settings
 
 PROG = "train.run"
+EXAMPLE = "python -m train.run base --dry-run"
 GO_ON = "the same command goes on from the newest checkpoint"
 USAGE = f"""usage: python -m train.run base|refiner [--config FILE]... [--SETTING VALUE]...
 
@@ -25,7 +26,7 @@ Ctrl-C and SIGTERM save after the step in progress; the same command goes on fro
 
 reads    shards/ and latents/ under the root, as the curation writes them
 writes   <root>/train/<network>/: checkpoints/, metrics.jsonl, tensorboard/, unet_ema/, run.json
-example  python -m train.run base --dry-run
+example  {EXAMPLE}
 
 python -m train.run base --help shows the flags.
 {EXIT_CODES}
@@ -34,12 +35,10 @@ python -m train.run base --help shows the flags.
 
 def main(argv: Sequence[str]) -> int:
     """Read and check the settings, then start the ranks, be one of them, or print the dry run."""
-    if argv and argv[0] in ("-h", "--help", "--help-all"):
-        print(USAGE, end="")
+    model = model_asked_for(argv, PROG, USAGE, EXAMPLE)
+    if model is None:
         return DONE
-    if not argv or argv[0] not in RECIPES:
-        stop(PROG, f"first say which network: {' or '.join(RECIPES)}, as in python -m train.run base")
-    model, flags = argv[0], list(argv[1:])
+    flags = list(argv[1:])
     dry_run = "--dry-run" in flags
     config, extra = read_train_settings(
         model,

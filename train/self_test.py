@@ -22,6 +22,7 @@ from train.channels_last import StrideCheck, keep_channels_last
 from train.config import TIME_IDS, BatchConfig, TrainConfig
 from train.engine import Engine, World
 from train.model import count_parameters, predict, unet_arguments
+from train.precision import DTYPES
 from train.switches import apply_switches
 
 NORM_TOLERANCE = {"bf16": 0.02, "fp32": 1e-3}
@@ -39,7 +40,7 @@ def self_test(config: TrainConfig, world: World) -> None:
     """Raise WrongGradient, on all ranks alike, where norm or direction of the first gradient is another one."""
     small = small_config(config, world)
     unet = small_unet(small)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
+    dtype = DTYPES[config.precision]
     plain = nn.Module.to(copy.deepcopy(unet), world.device, dtype)
     expected = plain_gradient(small, plain, world)
     if config.speed.channels_last:

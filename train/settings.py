@@ -15,6 +15,16 @@ from train.config import TrainConfig
 from train.recipes import RECIPES, STAGES_STEPS, staged
 
 
+def model_asked_for(argv: Sequence[str], prog: str, usage: str, example: str) -> str | None:
+    """Return the first word, base or refiner; None where help was asked for and printed. Ends the process otherwise."""
+    if argv and argv[0] in ("-h", "--help", "--help-all"):
+        print(usage, end="")
+        return None
+    if not argv or argv[0] not in RECIPES:
+        stop(prog, f"first say which network: {' or '.join(RECIPES)}, as in {example}")
+    return argv[0]
+
+
 def read_train_settings(
     model: str,
     argv: Sequence[str],

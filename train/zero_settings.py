@@ -10,8 +10,8 @@ import torch
 
 from curate.bad_input import BadInput
 from train.config import TrainConfig
+from train.precision import DTYPES
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 NOT_UNDERSTOOD = object()
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from curate.bad_input import BadInput
-from curate.command_line import DONE, EXIT_CODES, stop, told_in_one_line
+from curate.command_line import DONE, EXIT_CODES, told_in_one_line
 from curate.config_help import About
 from train.config import TrainConfig
 from train.launch import adopt_launcher, num_ranks, run_ranks
-from train.recipes import RECIPES
-from train.settings import read_train_settings
+from train.settings import model_asked_for, read_train_settings
 
 PROG = "train.evaluate"
 EXAMPLE = "python -m train.evaluate base --evaluate.samples 10000"
@@ -41,12 +40,9 @@ python -m train.evaluate base --help shows the flags.
 
 def main(argv: Sequence[str]) -> int:
     """Read the settings, then start the ranks or be one of them."""
-    if argv and argv[0] in ("-h", "--help", "--help-all"):
-        print(USAGE, end="")
+    model = model_asked_for(argv, PROG, USAGE, EXAMPLE)
+    if model is None:
         return DONE
-    if not argv or argv[0] not in RECIPES:
-        stop(PROG, f"first say which network: {' or '.join(RECIPES)}, as in {EXAMPLE}")
-    model = argv[0]
     about = About(
         command=f"python -m train.evaluate {model}",
         example=f"python -m train.evaluate {model} --evaluate.samples 10000",

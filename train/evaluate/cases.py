@@ -10,10 +10,7 @@ from pathlib import Path
 from curate.bad_input import BadInput
 from train.config import TrainConfig
 from train.index import Index
-from train.micro_conditioning import time_ids
-
-AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-"""What the refiner is told of a picture that is wanted, and of one to be guided away from."""
+from train.micro_conditioning import AESTHETIC_SCORE, time_ids
 
 
 @dataclass(frozen=True, kw_only=True)

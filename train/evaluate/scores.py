@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -29,6 +28,7 @@ from train.index import Index
 from train.index_ready import index_of_split, validation_index
 from train.model import predict
 from train.objective import Frozen
+from train.precision import DTYPES
 from train.samples import ImageSource, read_pick
 from train.shards import shard_reader
 from train.validation import unchanged
@@ -121,7 +121,7 @@ def evaluate_folder(config: TrainConfig, weights: Path, world: World, say: Calla
     factor = frozen.latent_factor
     train = index_of_split(config, "train", factor=factor, rank=world.rank, say=say)
     index = validation_index(config, train, factor=factor, rank=world.rank, say=say)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision]
+    dtype = DTYPES[config.precision]
     unet = UNet2DConditionModel.from_pretrained(weights).to(device=world.device, dtype=dtype).eval()
     painter = Painter(config, frozen, index, functools.partial(predict, unet, dtype))
     return Scorer(config, index, world, say).scores(painter) | {"weights": str(weights)}

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curate.command_line import DONE, EXIT_CODES, stop, told_in_one_line
+from curate.command_line import DONE, EXIT_CODES, told_in_one_line
 from curate.config import require
 from curate.config_help import About
 from train.config import TrainConfig
 from train.plan.gpus import GPUS, Assumptions, Gpu
-from train.recipes import RECIPES
-from train.settings import read_train_settings
+from train.settings import model_asked_for, read_train_settings
 
 PROG = "train.plan"
 EXAMPLE = "python -m train.plan base --gpus 256 --gpu h100"
@@ -36,22 +35,20 @@ python -m train.plan base --help shows the flags.
 
 def main(argv: Sequence[str]) -> int:
     """Read the settings, count, and print."""
-    if argv and argv[0] in ("-h", "--help", "--help-all"):
-        print(USAGE, end="")
+    model = model_asked_for(argv, PROG, USAGE, EXAMPLE)
+    if model is None:
         return DONE
-    if not argv or argv[0] not in RECIPES:
-        stop(PROG, f"first say which network: {' or '.join(RECIPES)}, as in {EXAMPLE}")
     about = About(
-        command=f"python -m train.plan {argv[0]}",
-        example=f"python -m train.plan {argv[0]} --gpus 256 --gpu h100 --price 2.5",
-        reads=f"train.{argv[0]} of the file; no data",
+        command=f"python -m train.plan {model}",
+        example=f"python -m train.plan {model} --gpus 256 --gpu h100 --price 2.5",
+        reads=f"train.{model} of the file; no data",
         writes="nothing; --svg FILE draws the steps",
         sections=("batch",),
     )
     config, flags = read_train_settings(
-        argv[0],
+        model,
         argv[1:],
-        prog=f"{PROG} {argv[0]}",
+        prog=f"{PROG} {model}",
         description="Plan a training run.",
         add_flags=_flags,
         root=".",

@@ -25,11 +25,11 @@ from curate.clip import architecture_name
 from train.autoencoder import SDXL_VAE
 from train.config import TIME_IDS, TrainConfig
 from train.model import unet_arguments
+from train.precision import DTYPES
 from train.speed import Recomputed
 from train.switches import recompute
 
 TOKENS = 77
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
