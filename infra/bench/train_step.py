@@ -4,6 +4,7 @@
     python infra/bench/train_step.py                                 the tiny network on a CPU, the full base on a GPU
     python infra/bench/train_step.py --model refiner --micro_batch 4 8 --bucket 1024x1024 832x1216
     python infra/bench/train_step.py --ways engine plain loop --compile --channels_last
+    python infra/bench/train_step.py --each_switch                   the engine with each switch of `speed` by itself
 
 `engine` is the training's own step (DeepSpeed ZeRO-2 on one rank, AdamW) on inputs that lie ready. `plain` is
 diffusers' U-Net with torch's AdamW and gradient clipping on the same inputs: on a GPU as diffusers' published SDXL
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--checkpointing", choices=("none", "deepest", "transformers", "all"), default="none")
+    parser.add_argument("--each_switch", action="store_true", help="the engine with each switch of `speed` by itself")
     args = parser.parse_args()
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, str(value))
@@ -91,7 +93,8 @@ def main() -> None:
     for bucket in args.bucket or [None]:
         for micro_batch in args.micro_batch or ([1, 2, 4, 8] if on_gpu else [8]):
             config = dataclasses.replace(config, batch=BatchConfig(global_batch=micro_batch, micro_batch=micro_batch))
-            measure(args, config, latent_hw(config, bucket), world, matrix_flops)
+            work = each_switch if args.each_switch else measure
+            work(args, config, latent_hw(config, bucket), world, matrix_flops)
     dist.destroy_process_group()
 
 
@@ -133,6 +136,23 @@ def measure(
     ratios = {"plain_over_engine": ("plain", "engine"), "loop_over_engine": ("loop", "engine")}
     said = {name: round(took[a] / took[b], 3) for name, (a, b) in ratios.items() if {a, b} <= took.keys()}
     print(json.dumps({"bench": "train_step", "micro_batch": config.batch.micro_batch} | said), flush=True)
+
+
+def each_switch(
+    args: argparse.Namespace, config: TrainConfig, hw: tuple[int, int], world: World, matrix_flops: float
+) -> None:
+    """Print a line for the engine without switches and with each of them."""
+    on_gpu = world.device.type == "cuda"
+    flops = 3.0 * count_unet(config, "none", hw).forward_flops
+    plain = SpeedConfig()
+    kinds = [{"fused_adamw": False}, {"compile": True}, {"channels_last": True}, {"attention": "math"}]
+    kinds += [{"activation_checkpointing": blocks} for blocks in ("deepest", "transformers", "all")]
+    kinds += [{"compile": True, "channels_last": True}]
+    kinds += [{"compile": True, "cuda_graphs": True}, {"attention": "cudnn"}] if on_gpu else []
+    for changes in ({}, *kinds, {}):
+        varied = dataclasses.replace(config, speed=dataclasses.replace(plain, **changes))
+        told = seconds_of({"engine": engine_step}, config=varied, hw=hw, world=world, steps=args.steps)["engine"]
+        print(json.dumps(line("engine", told, varied, hw, world, flops, matrix_flops)), flush=True)
 
 
 def seconds_of(
