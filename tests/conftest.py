@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import urllib.request
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 from PIL import Image
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
