@@ -55,7 +55,8 @@ def test_a_roll_back_repeats_the_steps_without_the_batch_and_ends_where_a_skip_d
     (roll_back,) = read_roll_backs(out)
     assert (roll_back.batch, roll_back.to_step, roll_back.left_out) == (3, 2, (3,))
     assert len(roll_back.uids) == 4 and all(uid in skipped.stdout for uid in roll_back.uids)  # of both ranks
-    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
     assert steps == [1, 2, 3, 3, 5, 6]
     mine, theirs = state(out, 6), state(tmp_path / "skip/out", 6)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
