@@ -28,7 +28,7 @@ class Quality(NamedTuple):
 def technical_quality(luma_HW: np.ndarray) -> Quality:
     """Return entropy, sharpness and exposure of a picture's uint8 luma."""
     small = luma_256(luma_HW)
-    counts = np.bincount(small.ravel(), minlength=256)
+    counts = histogram(small)
     return Quality(
         entropy_bits=entropy_bits(counts),
         sharpness=sharpness(small),
@@ -36,6 +36,11 @@ def technical_quality(luma_HW: np.ndarray) -> Quality:
         shadows_clipped=float(counts[: SHADOW_LUMA + 1].sum()) / small.size,
         highlights_clipped=float(counts[HIGHLIGHT_LUMA:].sum()) / small.size,
     )
+
+
+def histogram(luma_HW: np.ndarray) -> np.ndarray:
+    """Return how many pixels of uint8 luma have each value, float64 (256,), exact up to 2^24 pixels of a value."""
+    return cv2.calcHist([luma_HW], [0], None, [256], [0, 256])[:, 0].astype(np.float64)
 
 
 def entropy_bits(counts: np.ndarray) -> float:
@@ -46,7 +51,8 @@ def entropy_bits(counts: np.ndarray) -> float:
 
 def sharpness(luma_HW: np.ndarray) -> float:
     """Return the variance of the Laplacian of uint8 luma (Pech-Pacheco et al., 2000)."""
-    return float(cv2.Laplacian(luma_HW, cv2.CV_16S).var())
+    _, deviation = cv2.meanStdDev(cv2.Laplacian(luma_HW, cv2.CV_16S))
+    return float(deviation[0, 0] ** 2)
 
 
 def luma_256(luma_HW: np.ndarray) -> np.ndarray:

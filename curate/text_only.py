@@ -9,6 +9,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from curate.quality import histogram
+
 SIDE_PX = 512
 GROUND_LEVELS = 24
 """Grey values this far from the ground's belong to it."""
@@ -18,11 +20,6 @@ MAX_WIDTH_PER_HEIGHT = 12
 """Letters, and words whose letters touch."""
 MAX_LETTERS = 500
 """Of more, the first lines speak for all."""
-
-
-def histogram(luma_HW: np.ndarray) -> np.ndarray:
-    """Return how many pixels of uint8 luma have each value, float32 (256,), exact up to 2^24 pixels of a value."""
-    return cv2.calcHist([luma_HW], [0], None, [256], [0, 256])[:, 0]
 
 
 def text_share(luma_HW: np.ndarray) -> float:
@@ -38,7 +35,7 @@ def text_share(luma_HW: np.ndarray) -> float:
         return 0.0
     luma_HW = _at_512_px(luma_HW)
     ink = (np.abs(luma_HW.astype(np.int16) - ground) > GROUND_LEVELS).astype(np.uint8)
-    _, _, pieces, centres = cv2.connectedComponentsWithStats(ink, connectivity=8)
+    _, _, pieces, centres = cv2.connectedComponentsWithStats(ink, connectivity=8, ltype=_label_type(ink.shape))
     pieces, middle = pieces[1:], centres[1:, 1]
     total = int(pieces[:, cv2.CC_STAT_AREA].sum())
     height, width = pieces[:, cv2.CC_STAT_HEIGHT], pieces[:, cv2.CC_STAT_WIDTH]
@@ -52,6 +49,12 @@ def text_share(luma_HW: np.ndarray) -> float:
     area = pieces[:, cv2.CC_STAT_AREA]
     share = area[lined].sum() / max(1, area[seen].sum())
     return float(share * area[letters].sum() / total)
+
+
+def _label_type(shape_HW: tuple[int, ...]) -> int:
+    """Return the shortest type that numbers every second pixel of every second row: half the memory, half the time."""
+    most = -(-shape_HW[0] // 2) * -(-shape_HW[1] // 2)
+    return cv2.CV_16U if most < 65_535 else cv2.CV_32S
 
 
 def _at_512_px(luma_HW: np.ndarray) -> np.ndarray:
