@@ -80,7 +80,7 @@ def _luma_32(luma_HW: np.ndarray, extent_HW: tuple[float, float] | None) -> np.n
     return (down @ (luma_HW.astype(np.float32) @ across.T)).astype(np.float64)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _lanczos_weights(side_px: int, extent_px: float) -> np.ndarray:
     """Return what each of 32 pixels takes from `extent_px` of a side, float32 (32, side_px).
 
@@ -171,7 +171,7 @@ _PDQ_DCT = (np.sqrt(2 / 64) * np.cos(np.pi / 128 * np.outer(np.arange(1, 17), 2 
 )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _pdq_weights(side_px: int) -> np.ndarray:
     """Return what each of 64 pixels takes from a side, float32 (64, side_px): two box filters, then decimation.
 

@@ -4,7 +4,7 @@
     python infra/bench/decode.py [PHOTOS...] [--count 48] [--model ViT-B-32] [--encoder FOLDER]
 
 PHOTOS are folders of photographs; those of a megapixel and more become JPEGs of 1.4 megapixels, quality 92. One
-thread. Each contender takes all of them in turn, three times, the contenders alternating; the best pass counts.
+thread. Each contender takes all of them in turn, six times, the contenders alternating; the best pass counts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from infra.bench import keras_encoder  # noqa: E402
 from pipelines.embed import measurements  # noqa: E402
 
 MEGAPIXELS = 1.4
-PASSES = 3
+PASSES = 6
 
 
 def main() -> None:
