@@ -28,7 +28,7 @@ TROUBLE = frozenset(
 
 TICK_S = 0.1
 """How often a process says anew what it has under way at a host, and gives back what it does not use."""
-GAP_S = 0.005
+GAP_S = 0.02
 """Pause between two exchanges, in which requests for other hosts gather."""
 
 
