@@ -144,7 +144,7 @@ class BlockCache:
                 _, size, oldest = entries.pop(0)
                 os.unlink(oldest)
                 used -= size
-            draft = path.with_name(f".{path.name}.partial")
+            draft = path.with_name(".partial")  # one writer at a time: what a killed one left is written over
             draft.write_bytes(data)
             os.replace(draft, path)
 

@@ -85,6 +85,22 @@ def test_the_cache_never_holds_more_and_keeps_what_was_used_last(
     assert len(asked) == 7
 
 
+def test_what_a_killed_writer_left_is_written_over(
+    bucket: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    small = cache(tmp_path, max_bytes=5 * 4096)
+    shard = index_of(tiny.root).sample(0).latents[0].shard
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shards.os, "replace", killed)
+        small.read(bucket, shard, 0)
+    small.read(bucket, shard, 1)
+    files = [path for path in Path(small.folder).rglob("*") if path.is_file() and ".locks" not in path.parts]
+    assert len(files) == 1
+
+
 def test_a_block_is_fetched_once_by_many_at_the_same_time(
     bucket: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
