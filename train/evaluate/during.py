@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from train.config import TrainConfig
 from train.ema import Ema
@@ -49,10 +50,11 @@ class Evaluation:
         self._scorer = Scorer(config, index, world, report.say) if config.evaluate.every_steps else None
 
     def before(self, first_step: int) -> float:
-        """Return the loss before the first step; a continued run takes it from run.json."""
-        record = self._folder / "run.json"
-        if first_step and record.exists():
-            return float(json.loads(record.read_text())["val_loss_before"])
+        """Return the loss before the first step; a continued run takes it from run.json, which rank 0 reads."""
+        known = [_loss_before(self._folder) if first_step and self._engine.world.rank == 0 else None]
+        dist.broadcast_object_list(known, src=0)
+        if known[0] is not None:
+            return known[0]
         with self._averaged():
             loss = self._loss(first_step)
             self._draw(first_step)
@@ -112,6 +114,11 @@ class Evaluation:
         self._report.metrics(step, _numbers(record))
         if self._engine.world.rank == 0:
             append(record, self._folder, step)
+
+
+def _loss_before(folder: Path) -> float | None:
+    record = folder / "run.json"
+    return float(json.loads(record.read_text())["val_loss_before"]) if record.exists() else None
 
 
 def _due(step: int, every_steps: int) -> bool:

@@ -58,20 +58,20 @@ class Scorer:
         real = self._real(extractor)
         pictures = painter.pictures(self._mine, how.draw)
         drawn = self._of_all_ranks("drawn", self._extracted(extractor, pictures))
-        told: list[dict[str, Any]] = [measured(real, drawn, how) if self._world.rank == 0 else {}]
+        told: list[dict[str, Any]] = [measured(real, drawn, how) if real and drawn else {}]
         dist.broadcast_object_list(told, src=0)
         begin = "noise" if self._config.model == "base" else "real pictures with noise"
         return told[0] | {"begins_with": begin, "draw": asdict(how.draw)}
 
-    def _real(self, extractor: Extractor) -> Features:
-        """Return the features of the real pictures, from the run's folder where they were computed before."""
+    def _real(self, extractor: Extractor) -> Features | None:
+        """Return rank 0 the features of the real pictures, from the run's folder where they were computed before."""
         path = self._real_path()
         known = [path.exists()]
         dist.broadcast_object_list(known, src=0)  # one file system may be slower than another to show it
         if known[0]:
-            return _load(path)
+            return _load(path) if self._world.rank == 0 else None
         real = self._of_all_ranks("real", self._extracted(extractor, self._real_pictures()))
-        if self._world.rank == 0:
+        if real is not None:
             _save(real, path)
         return real
 
@@ -99,8 +99,8 @@ class Scorer:
         for some, pixels_BHW3 in pictures:
             yield some, extractor(pixels_BHW3, [case.caption for case in some])
 
-    def _of_all_ranks(self, what: str, parts: Iterator[tuple[list[Case], Features]]) -> Features:
-        """Return the features of all cases in their order, on every rank; rank 0 says how far it is."""
+    def _of_all_ranks(self, what: str, parts: Iterator[tuple[list[Case], Features]]) -> Features | None:
+        """Return rank 0 the features of all cases in their order; it says how far it is."""
         numbers: list[int] = []
         features: list[Features] = []
         said = time.monotonic()
@@ -110,9 +110,9 @@ class Scorer:
             if time.monotonic() - said > SAY_EVERY_S:
                 self._say(f"evaluation: {len(numbers)} of {len(self._mine)} {what} pictures of this rank")
                 said = time.monotonic()
-        gathered: list[Any] = [None] * self._world.size
-        dist.all_gather_object(gathered, (numbers, joined(features) if features else None))
-        return _in_order([part for part in gathered if part[1] is not None])
+        gathered: list[Any] | None = [None] * self._world.size if self._world.rank == 0 else None
+        dist.gather_object((numbers, joined(features) if features else None), gathered, dst=0)
+        return _in_order([part for part in gathered if part[1] is not None]) if gathered else None
 
 
 def evaluate_folder(config: TrainConfig, weights: Path, world: World, say: Callable[[str], None]) -> dict[str, Any]:
