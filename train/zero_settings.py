@@ -45,7 +45,8 @@ def deepspeed_settings(config: TrainConfig, *, on_gpu: bool) -> dict[str, Any]:
         "zero_optimization": {
             "stage": config.zero.stage,
             "overlap_comm": config.zero.overlap_comm and on_gpu,
-            "contiguous_gradients": True,
+            # one more copy of every gradient; ZeRO-1 on a CPU has nothing to gain from it
+            "contiguous_gradients": on_gpu or config.zero.stage == 2,
             "reduce_scatter": True,
             "reduce_bucket_size": config.zero.reduce_bucket_elements,
             "allgather_bucket_size": config.zero.reduce_bucket_elements,

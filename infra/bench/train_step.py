@@ -6,13 +6,13 @@
     python infra/bench/train_step.py --ways engine plain loop --compile --channels_last
     python infra/bench/train_step.py --each_switch                   the engine with each switch of `speed` by itself
 
-`engine` is the training's own step (DeepSpeed ZeRO-2 on one rank, AdamW) on inputs that lie ready. `plain` is
-diffusers' U-Net with torch's AdamW and gradient clipping on the same inputs: on a GPU as diffusers' published SDXL
-fine-tuning example sets it up (fp32 weights under autocast, gradient checkpointing), on a CPU in the training's own
-precision without recomputation. `loop` is python -m train.run with everything: latents read from shards, text towers,
-averaged weights, logs. Times are medians; on a CPU engine and plain take turns. MFU counts three forward passes an
-image, without what is computed again, over the peak of the data sheet and over a matrix product measured in the same
-run. One JSON line for each.
+`engine` is the training's own step (DeepSpeed on one rank, under ZeRO-1 unless told otherwise, AdamW) on inputs that
+lie ready. `plain` is diffusers' U-Net with torch's AdamW and gradient clipping on the same inputs: on a GPU as
+diffusers' published SDXL fine-tuning example sets it up (fp32 weights under autocast, gradient checkpointing), on a
+CPU in the training's own precision without recomputation. `loop` is python -m train.run with everything: latents
+read from shards, text towers, averaged weights, logs. Times are medians; on a CPU engine and plain take turns. MFU
+counts three forward passes an image, without what is computed again, over the peak of the data sheet and over a
+matrix product measured in the same run. One JSON line for each.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--micro_batch", type=int, nargs="+", help="default: 1 2 4 8 on a GPU, 8 on a CPU")
     parser.add_argument("--bucket", nargs="+", help="pixels, as 832x1216; default: the square of the size")
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each")
+    parser.add_argument("--zero_stage", type=int, choices=(1, 2), default=1, help="one rank has nothing to shard")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--checkpointing", choices=("none", "deepest", "transformers", "all"), default="none")
@@ -106,7 +107,7 @@ def settings(args: argparse.Namespace, on_gpu: bool) -> TrainConfig:
     speed = SpeedConfig(
         compile=args.compile, channels_last=args.channels_last, activation_checkpointing=args.checkpointing
     )
-    zero = ZeroConfig(reduce_bucket_elements=200_000_000 if on_gpu else 5_000_000)
+    zero = ZeroConfig(stage=args.zero_stage, reduce_bucket_elements=200_000_000 if on_gpu else 1_000_000)
     return dataclasses.replace(config, precision="bf16" if on_gpu else "fp32", speed=speed, zero=zero)
 
 
