@@ -139,9 +139,19 @@ def _pair_keys(relations: Sequence[Relation], rows: np.ndarray, max_pairs: int) 
         pairs = relation.pairs(rows, max_pairs if len(rows) > 64 else 64 * 64 * PAIR_REPEATS)
         if pairs is None:
             return None
-        worse, better = (ends(pairs[:, 0], pairs[:, 1]).astype(np.uint64) for ends in (np.maximum, np.minimum))
-        keys.append(worse << np.uint64(33) | better << np.uint64(2) | np.uint64(number))
-    return np.sort(np.concatenate(keys))
+        keys.append(_keyed(pairs, np.uint64(number)))
+    together = np.concatenate(keys)
+    together.sort()
+    return together
+
+
+@njit(cache=True)
+def _keyed(pairs, number):
+    keys = np.empty(len(pairs), np.uint64)
+    for at in range(len(pairs)):
+        worse, better = max(pairs[at, 0], pairs[at, 1]), min(pairs[at, 0], pairs[at, 1])
+        keys[at] = np.uint64(worse) << np.uint64(33) | np.uint64(better) << np.uint64(2) | number
+    return keys
 
 
 @njit(cache=True)
