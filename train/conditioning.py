@@ -24,15 +24,22 @@ class TextEncoder:
         self.towers = [_text_half(tower).to(device=device, dtype=dtype) for tower in towers]
         self._tokenizers = [tokenizer(tower) for tower in towers]
 
-    @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `encode` makes of the captions' tokens."""
+        return self.encode([tokens_BL.to(self.device) for tokens_BL in self.tokenize(captions)])
+
+    def tokenize(self, captions: Sequence[str]) -> list[torch.Tensor]:
+        """Return each tower's tokens, shape (B, L), on the CPU."""
+        return [
+            pad(tokens_of(list(captions)), spec.padding)
+            for spec, tokens_of in zip(self.specs, self._tokenizers, strict=True)
+        ]
+
+    @torch.no_grad()
+    def encode(self, tokens: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the penultimate layers side by side (B, L, sum of D) and the last tower's pooled embedding (B, D)."""
-        sequences = []
-        for spec, tower, tokenize in zip(self.specs, self.towers, self._tokenizers, strict=True):
-            tokens_BL = pad(tokenize(list(captions)), spec.padding).to(self.device)
-            sequence_BLD, pooled_BD = encode_tokens(tower, tokens_BL)
-            sequences.append(sequence_BLD)
-        return torch.cat(sequences, dim=-1), pooled_BD
+        encoded = [encode_tokens(tower, tokens_BL) for tower, tokens_BL in zip(self.towers, tokens, strict=True)]
+        return torch.cat([sequence_BLD for sequence_BLD, _ in encoded], dim=-1), encoded[-1][1]
 
 
 def encode_tokens(tower: Any, tokens_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

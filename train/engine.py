@@ -57,6 +57,8 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(model=unet, model_parameters=list(unet.parameters()), config=settings)
         self.zero = self.engine.optimizer
         assert len(_masters(self.zero)) == 1, "one parameter group is one flat vector"
+        if hasattr(self.zero, "fp32_groups_actual_gradients_flat"):
+            self.zero.get_grads_for_norm = self._whole_gradient
 
     @property
     def unet(self) -> nn.Module:
@@ -118,6 +120,14 @@ class Engine:
     def close(self) -> None:
         """Let go of the network: hooks, buffers, and what else DeepSpeed hung on it."""
         self.engine.destroy()
+
+    def _whole_gradient(self, for_clipping: bool = False) -> Any:
+        """Take the place of ZeRO-1's own list of gradients, one for each parameter.
+
+        They lie in one flat vector: its norm and its clipping are a kernel each, not thousands.
+        """
+        whole = list(self.zero.fp32_groups_actual_gradients_flat)
+        return whole if for_clipping else (whole, {})
 
     @torch.no_grad()
     def _show(self, part: torch.Tensor) -> None:

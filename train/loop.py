@@ -29,6 +29,7 @@ from train.engine import Engine, World, start_world
 from train.evaluate.during import Evaluation
 from train.flops import Utilisation
 from train.index_ready import index_of_split, validation_index
+from train.look_ahead import LookAhead
 from train.model import build_unet, count_parameters, predict
 from train.non_finite import Recovery, gather_uids
 from train.objective import Frozen, Objective
@@ -108,7 +109,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     recovery = Recovery(config, folder, world)
     if config.watch.on_non_finite == "roll_back" and not first_step:
         writer.save(engine, ema, state_of(config, 0, engine, ema, data_digest))  # to go back to
-    micro_batches = loader.micro_batches(first_step, recovery.left_out)
+    micro_batches = LookAhead(loader.micro_batches(first_step, recovery.left_out), objective.inputs)
     clock = Clock(first_step, config)
     watchdog, spikes = Watchdog(config.watch), SpikeDetector(config.watch)
     watchdog.fed()
@@ -120,13 +121,13 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
         losses: list[torch.Tensor] = []
         uids: list[str] = []
         for _ in range(config.batch.grad_accumulation):
-            with clock.waits_for_data():
-                batch = next(micro_batches)
-            assert batch.step == step
-            loss = objective.losses(batch, objective.draws(batch)).mean()
+            inputs = micro_batches.take(clock)
+            assert inputs.step == step
+            loss = objective.losses(inputs).mean()
             engine.backward(loss)
             losses.append(loss.detach())
-            uids.extend(batch.uids)
+            uids.extend(inputs.uids)
+            micro_batches.prepare(clock)  # while a GPU computes
 
         # Optimiser and averaged weights
         lr = learning_rate(config.optimizer, step, config.steps)
@@ -144,7 +145,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             if back_to is not None:
                 saved, step = back_to, checkpoint.read_state(back_to).step
                 micro_batches.close()
-                micro_batches = loader.micro_batches(step, recovery.left_out)
+                micro_batches = LookAhead(loader.micro_batches(step, recovery.left_out), objective.inputs)
                 clock = Clock(step, config)
                 continue
         elif spikes.spikes(mean_loss):

@@ -6,6 +6,7 @@ Shape legend: B batch, C channels, H and W height and width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -61,12 +62,29 @@ class Frozen:
             return LatentSource(reader=reader, channels=2 * config.unet.latent_channels, factor=self.latent_factor)
         return ImageSource(reader=reader, augment=config.augment, seed=config.seed)
 
-    def moments(self, batch: Batch) -> torch.Tensor:
-        """Return the posterior moments of a batch on this rank's device."""
-        arrays_BCHW = batch.arrays_BCHW.to(self.device)
+    def moments(self, arrays_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return posterior moments, of the pictures where it is pictures that were read."""
         if self.vae is None:
             return arrays_BCHW
         return moments(self.vae, arrays_BCHW.float() / 127.5 - 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the networks are given for a micro-batch, on this rank's device."""
+
+    step: int
+    """Global batch that it is a part of."""
+    uids: tuple[str, ...]
+    """Samples."""
+    arrays_BCHW: torch.Tensor
+    """Posterior moments, or pictures as uint8."""
+    time_ids_BT: torch.Tensor
+    """Micro-conditioning, fp32."""
+    tokens: tuple[torch.Tensor, ...]
+    """Tokens of the captions for each text tower, shape (B, 77)."""
+    draws: Draws
+    """What chance decides."""
 
 
 class Objective:
@@ -75,6 +93,7 @@ class Objective:
     def __init__(self, config: TrainConfig, frozen: Frozen, predict: Predict) -> None:
         self._config = config
         self._frozen = frozen
+        self._alphas_cumprod_T = alphas_cumprod(config.objective).to(frozen.device)
         self.predict = predict
 
     def draws(self, batch: Batch) -> Draws:
@@ -82,23 +101,40 @@ class Objective:
         keys = [(self._config.seed, _STEP_DRAWS, batch.step, position) for position in batch.positions]
         return draw(self._config.objective, keys, latent_shape(self._config, batch, self._frozen.factor))
 
-    def losses(self, batch: Batch, draws: Draws) -> torch.Tensor:
-        """Return each sample's loss, shape (B,)."""
-        objective = self._config.objective
-        moments_BCHW = self._frozen.moments(batch)
-        device = moments_BCHW.device
-        alphas_cumprod_T = alphas_cumprod(objective).to(device)
-        noise_BCHW, timesteps_B = draws.noise_BCHW.to(device), draws.timesteps_B.to(device)
-        latents_BCHW = sample_latents(moments_BCHW, draws.posterior_BCHW.to(device), self._frozen.scaling_factor)
-        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
-        text_BLD, pooled_BD = self._text(batch, draws, device)
-        prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, text_BLD, pooled_BD, batch.time_ids_BT.to(device))
-        target_BCHW = target(objective, latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
-        return squared_error(prediction_BCHW, target_BCHW) * loss_weights(objective, timesteps_B, alphas_cumprod_T)
+    def inputs(self, batch: Batch, draws: Draws | None = None) -> Inputs:
+        """Return what a loss needs, with the batch's own draws unless others are given.
 
-    def _text(self, batch: Batch, draws: Draws, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        All that the CPU has to compute for a step is done here, and copies to a GPU are queued, not waited for.
+        """
+        device, draws = self._frozen.device, draws or self.draws(batch)
         zeroed = self._config.objective.dropped_text == "zeros"
         emptied_B = draws.emptied_B if zeroed else draws.emptied_B | draws.dropped_B
         captions = ["" if empty else text for text, empty in zip(batch.captions, emptied_B.tolist(), strict=True)]
-        text_BLD, pooled_BD = self._frozen.text(captions)
-        return drop_text(text_BLD, pooled_BD, draws.dropped_B.to(device)) if zeroed else (text_BLD, pooled_BD)
+        sent = {field.name: _send(getattr(draws, field.name), device) for field in fields(draws)}
+        return Inputs(
+            step=batch.step,
+            uids=batch.uids,
+            arrays_BCHW=_send(batch.arrays_BCHW, device),
+            time_ids_BT=_send(batch.time_ids_BT, device),
+            tokens=tuple(_send(tokens_BL, device) for tokens_BL in self._frozen.text.tokenize(captions)),
+            draws=Draws(**sent),
+        )
+
+    def losses(self, inputs: Inputs) -> torch.Tensor:
+        """Return each sample's loss, shape (B,)."""
+        objective, draws, alphas_cumprod_T = self._config.objective, inputs.draws, self._alphas_cumprod_T
+        noise_BCHW, timesteps_B = draws.noise_BCHW, draws.timesteps_B
+        moments_BCHW = self._frozen.moments(inputs.arrays_BCHW)
+        latents_BCHW = sample_latents(moments_BCHW, draws.posterior_BCHW, self._frozen.scaling_factor)
+        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
+        text_BLD, pooled_BD = self._frozen.text.encode(inputs.tokens)
+        if objective.dropped_text == "zeros":
+            text_BLD, pooled_BD = drop_text(text_BLD, pooled_BD, draws.dropped_B)
+        prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, text_BLD, pooled_BD, inputs.time_ids_BT)
+        target_BCHW = target(objective, latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
+        return squared_error(prediction_BCHW, target_BCHW) * loss_weights(objective, timesteps_B, alphas_cumprod_T)
+
+
+def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the tensor on the device; a copy to a GPU waits in the GPU's queue, not here."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -46,6 +46,8 @@ class SpeedConfig:
     activation_checkpointing: Recomputed = "none"
     """Blocks that are recomputed in the backward pass: transformer blocks of the widest level (deepest), all of them
     (transformers), or these and the res-blocks (all)."""
+    fused_geglu: bool = False
+    """Compute the transformers' GEGLU, and its gradient, in one kernel each. Needs a GPU."""
     fused_adamw: bool = True
     """Update masters and moments in one kernel instead of one for each operation."""
 

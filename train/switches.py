@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,6 +20,8 @@ from train.speed import SpeedConfig
 
 TRANSFORMER, TRANSFORMER_BLOCK, RES_BLOCK = "Transformer2DModel", "BasicTransformerBlock", "ResnetBlock2D"
 COMPILED = (TRANSFORMER_BLOCK, RES_BLOCK)
+AROUND_THE_BLOCKS = ("_operate_on_continuous_inputs", "_get_output_for_continuous_inputs")
+"""What a transformer does before and after its blocks: norm, layout and projection, on pixels and on tokens."""
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -38,6 +42,8 @@ def apply_switches(
         recompute(unet, speed.activation_checkpointing)
     if speed.attention != "auto":
         unet.set_attn_processor(ChosenAttention(BACKENDS[speed.attention]))
+    if speed.fused_geglu:
+        fuse_geglu(unet)
     if speed.channels_last:
         keep_channels_last(unet)
     if speed.compile:
@@ -50,6 +56,7 @@ def check_switches(speed: SpeedConfig, device: torch.device, num_buckets: int = 
     fits = on_gpu or speed.attention in ("auto", *CPU_BACKENDS)
     require(fits, "speed.attention", speed.attention, f"needs a GPU; a CPU has {', '.join(CPU_BACKENDS)}")
     require(on_gpu or not speed.cuda_graphs, "speed.cuda_graphs", speed.cuda_graphs, "needs a GPU")
+    require(on_gpu or not speed.fused_geglu, "speed.fused_geglu", speed.fused_geglu, "needs a GPU")
     if speed.cuda_graphs and num_buckets > 1:
         raise BadInput(
             f"speed.cuda_graphs = True: each of the {num_buckets} aspect buckets would keep graphs and memory of its"
@@ -78,6 +85,15 @@ def _checkpointed(module: nn.Module, *args: Any) -> Any:
     return checkpoint(module.__call__, *args, use_reentrant=False)
 
 
+def fuse_geglu(unet: nn.Module) -> None:
+    """Put the fused kernel in the place of diffusers' GEGLU."""
+    from train.fused_geglu import FusedGeglu
+
+    for module in list(unet.modules()):
+        if isinstance(module, FeedForward) and isinstance(module.net[0], GEGLU):
+            module.net[0] = FusedGeglu(module.net[0].proj)
+
+
 def compile_blocks(unet: nn.Module, backend: str = "inductor", *, cuda_graphs: bool = False) -> None:
     """Compile each transformer block and res-block by itself; blocks of the same shape share the code."""
     torch._dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
@@ -86,6 +102,9 @@ def compile_blocks(unet: nn.Module, backend: str = "inductor", *, cuda_graphs: b
     for module in unet.modules():
         if type(module).__name__ in COMPILED:
             module.compile(backend=backend, fullgraph=True, **mode)
+        elif type(module).__name__ == TRANSFORMER:
+            for name in AROUND_THE_BLOCKS:
+                setattr(module, name, torch.compile(getattr(module, name), backend=backend, fullgraph=True, **mode))
 
 
 class ChosenAttention(AttnProcessor2_0):

@@ -3,7 +3,7 @@
 
     python infra/bench/train_step.py                                 the tiny network on a CPU, the full base on a GPU
     python infra/bench/train_step.py --model refiner --micro_batch 4 8 --bucket 1024x1024 832x1216
-    python infra/bench/train_step.py --ways engine plain loop --compile --channels_last
+    python infra/bench/train_step.py --ways engine plain loop --compile --channels_last --fused_geglu
     python infra/bench/train_step.py --each_switch                   the engine with each switch of `speed` by itself
 
 `engine` is the training's own step (DeepSpeed on one rank, under ZeRO-1 unless told otherwise, AdamW) on inputs that
@@ -38,6 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import open_clip  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import yaml  # noqa: E402
@@ -81,6 +82,8 @@ def main() -> None:
     parser.add_argument("--zero_stage", type=int, choices=(1, 2), default=1, help="one rank has nothing to shard")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels_last", action="store_true")
+    parser.add_argument("--fused_geglu", action="store_true")
+    parser.add_argument("--cuda_graphs", action="store_true")
     parser.add_argument("--checkpointing", choices=("none", "deepest", "transformers", "all"), default="none")
     parser.add_argument("--each_switch", action="store_true", help="the engine with each switch of `speed` by itself")
     args = parser.parse_args()
@@ -104,9 +107,8 @@ def settings(args: argparse.Namespace, on_gpu: bool) -> TrainConfig:
     config = RECIPES[args.model]()
     if (args.size or ("full" if on_gpu else "tiny")) == "tiny":
         config = dataclasses.replace(config, unet=TINY)
-    speed = SpeedConfig(
-        compile=args.compile, channels_last=args.channels_last, activation_checkpointing=args.checkpointing
-    )
+    switches = {name: getattr(args, name) for name in ("compile", "channels_last", "fused_geglu", "cuda_graphs")}
+    speed = SpeedConfig(**switches, activation_checkpointing=args.checkpointing)
     zero = ZeroConfig(stage=args.zero_stage, reduce_bucket_elements=200_000_000 if on_gpu else 1_000_000)
     return dataclasses.replace(config, precision="bf16" if on_gpu else "fp32", speed=speed, zero=zero)
 
@@ -149,7 +151,9 @@ def each_switch(
     kinds = [{"fused_adamw": False}, {"compile": True}, {"channels_last": True}, {"attention": "math"}]
     kinds += [{"activation_checkpointing": blocks} for blocks in ("deepest", "transformers", "all")]
     kinds += [{"compile": True, "channels_last": True}]
-    kinds += [{"compile": True, "cuda_graphs": True}, {"attention": "cudnn"}] if on_gpu else []
+    if on_gpu:
+        kinds += [{"compile": True, "cuda_graphs": True}, {"attention": "flash"}, {"fused_geglu": True}]
+        kinds += [{"compile": True, "channels_last": True, "fused_geglu": True}]
     for changes in ({}, *kinds, {}):
         varied = dataclasses.replace(config, speed=dataclasses.replace(plain, **changes))
         told = seconds_of({"engine": engine_step}, config=varied, hw=hw, world=world, steps=args.steps)["engine"]
@@ -210,7 +214,8 @@ def batch_of(config: TrainConfig, hw: tuple[int, int], device: torch.device) -> 
 
 def engine_step(config: TrainConfig, batch: dict[str, torch.Tensor], world: World) -> tuple[Step, Step]:
     """Return a step of the training's engine, and what lets go of it."""
-    unet = build_unet(config).train()
+    with world.device:
+        unet = build_unet(config).train()
     apply_switches(unet, config.speed, world.device)
     engine = Engine(config, unet, world)
 
@@ -226,7 +231,8 @@ def engine_step(config: TrainConfig, batch: dict[str, torch.Tensor], world: Worl
 def plain_step(config: TrainConfig, batch: dict[str, torch.Tensor], world: World) -> tuple[Step, Step]:
     """Return a step of plain diffusers and torch, and what lets go of it."""
     on_gpu = world.device.type == "cuda"
-    unet = build_unet(config).train().to(world.device)
+    with world.device:
+        unet = build_unet(config).train()
     if on_gpu:
         unet.enable_gradient_checkpointing()
     wanted = config.optimizer
@@ -317,11 +323,10 @@ def run_settings(root: Path, config: TrainConfig) -> dict[str, Any]:
     towers: list[dict[str, Any]] = [
         {"architecture": tower.architecture, "padding": tower.padding} | untrained for tower in config.text_towers
     ]
-    if config.unet == TINY:
-        models = REPOSITORY / "pipelines/demo_models"
-        names = ("clip_a", "clip_b") if config.model == "base" else ("clip_b",)
-        for tower, name in zip(towers, names, strict=True):
-            tower["architecture"] = str(models / f"{name}.json")
+    names = ("clip_a", "clip_b") if config.model == "base" else ("clip_b",)
+    for tower, name in zip(towers, names, strict=True):
+        demo = REPOSITORY / f"pipelines/demo_models/{name}.json"
+        tower["architecture"] = str(demo) if config.unet == TINY else text_only(tower["architecture"], root)
     unet = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config.unet).items()}
     if config.unet == TINY and config.model == "refiner":
         unet["cross_attention_dim"] = unet["pooled_dim"]
@@ -339,6 +344,15 @@ def run_settings(root: Path, config: TrainConfig) -> dict[str, Any]:
         "checkpoint_every_steps": 1_000_000,
         "loader": {"workers": 2},
     }
+
+
+def text_only(architecture: str, root: Path) -> str:
+    """Return a model config with the text half of a CLIP and next to no other half: training lets go of that."""
+    model = open_clip.get_model_config(architecture)
+    model["vision_cfg"] = {"image_size": 28, "layers": 1, "width": 64, "patch_size": 14}
+    file = root / f"text_of_{architecture}.json"
+    file.write_text(json.dumps(model))
+    return str(file)
 
 
 def matrix_peak(device: torch.device) -> float:

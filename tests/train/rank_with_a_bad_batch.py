@@ -18,9 +18,9 @@ def main() -> None:
     config = read_train_settings("base", sys.argv[1:], prog="test", description="")[0]
     sound = Objective.losses
 
-    def losses(self, batch, draws) -> torch.Tensor:
-        losses_B = sound(self, batch, draws)
-        bad = os.environ["RANK"] == "1" and batch.step in BAD_BATCHES and torch.is_grad_enabled()
+    def losses(self, inputs) -> torch.Tensor:
+        losses_B = sound(self, inputs)
+        bad = os.environ["RANK"] == "1" and inputs.step in BAD_BATCHES and torch.is_grad_enabled()
         return losses_B * float("nan") if bad else losses_B
 
     Objective.losses = losses

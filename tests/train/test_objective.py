@@ -54,7 +54,7 @@ def test_forward_and_loss_agree_with_a_plain_reference(
     draws = objective.draws(batch)
     assert 0 < int(draws.dropped_B.sum()) < 6
     with torch.no_grad():
-        mine = objective.losses(batch, draws)
+        mine = objective.losses(objective.inputs(batch, draws))
         expected = plain_losses(config, frozen, unet, batch, draws, tmp_path)
     assert (mine - expected).abs().max() <= 1e-5
 
@@ -108,7 +108,7 @@ def test_dropped_text_is_zeros_or_the_empty_caption_and_emptied_captions_are_emp
             dropped_B=flags([True, False, False, True, False, False]),
             emptied_B=flags([False, True, False, True, False, False]),
         )
-        objective.losses(batch, draws)
+        objective.losses(objective.inputs(batch, draws))
     (zeros_text, zeros_pooled), (empty_text, _) = seen
     nothing = frozen.text([""])[0][0]
     full = frozen.text(batch.captions)[0]
@@ -129,7 +129,7 @@ def test_frozen_networks_learn_nothing_and_stay_outside(tiny: Tiny) -> None:
     before = [parameter.clone() for parameter in parameters]
     optimizer = torch.optim.SGD(unet.parameters(), lr=0.1)
     batch = first_batch(config, frozen, tiny)
-    objective.losses(batch, objective.draws(batch)).mean().backward()
+    objective.losses(objective.inputs(batch)).mean().backward()
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
     assert all(parameter.grad is None for parameter in parameters)

@@ -100,6 +100,12 @@ def test_kernels_compiled_for_a_gpu_keep_loss_and_gradients(config: TrainConfig,
 
 
 @needs_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fused_geglu_keeps_loss_and_gradients(config: TrainConfig, compiled: bool) -> None:
+    assert_parity(config, SpeedConfig(fused_geglu=True, compile=compiled), device=torch.device("cuda"))
+
+
+@needs_gpu
 def test_strides_hold_on_a_gpu(config: TrainConfig) -> None:
     unet = small_unet(config).cuda()
     keep_channels_last(unet)
@@ -192,6 +198,7 @@ def saved_bytes(config: TrainConfig, blocks: str) -> int:
     [
         ({"attention": "cudnn"}, "speed.attention = 'cudnn': needs a GPU; a CPU has flash, math"),
         ({"cuda_graphs": True, "compile": True}, "speed.cuda_graphs = True: needs a GPU"),
+        ({"fused_geglu": True}, "speed.fused_geglu = True: needs a GPU"),
     ],
 )
 def test_what_a_cpu_lacks_is_refused(config: TrainConfig, speed: dict, told: str) -> None:

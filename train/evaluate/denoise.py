@@ -92,7 +92,8 @@ class Painter:
         still = unchanged(self._config)
         rows = [case.row for case in cases if case.row is not None]
         parts = [read_pick(still, self._index, self._source, row, 0)[0] for row in rows]
-        moments_BCHW = self._frozen.moments(collate(0, tuple(range(len(parts))), parts))
+        batch = collate(0, tuple(range(len(parts))), parts)
+        moments_BCHW = self._frozen.moments(batch.arrays_BCHW.to(self._frozen.device))
         middle_BCHW = torch.zeros_like(moments_BCHW[:, : self._config.unet.latent_channels], dtype=torch.float32)
         return sample_latents(moments_BCHW, middle_BCHW, self._frozen.scaling_factor)
 

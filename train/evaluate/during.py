@@ -94,7 +94,9 @@ class Evaluation:
             self._engine.engine.train()
 
     def _loss(self, step: int) -> float:
-        losses = self._validation.losses(self._objective.losses, self._engine.world.device)
+        objective = self._objective
+        losses_of = lambda batch, draws: objective.losses(objective.inputs(batch, draws))  # noqa: E731
+        losses = self._validation.losses(losses_of, self._engine.world.device)
         self._report.metrics(step, losses)
         return losses["val_loss"]
 
