@@ -24,7 +24,7 @@ NEIGHBOURS = 4
 YUNET = "face_yunet"
 """Name of the network in infra/weights.yaml."""
 MIN_SCORE = 0.6
-"""Score that a face needs of the network, 0..1: OpenCV's own example takes it."""
+"""Score that a face needs of the network, 0..1: the default of OpenCV Zoo's wrapper."""
 
 
 def find(rgb_HWC: np.ndarray, min_face_share: float, detector: Literal["cascades", "yunet"]) -> np.ndarray:
