@@ -38,7 +38,11 @@ _TAG = re.compile(r"<[a-zA-Z/!][^<>]{0,500}>|<(?:a|img|br|p|span|div|b|i|strong|
 _URL = re.compile(
     r"(?:https?://|www\.)\S+|(?<![\w@.])(?:[\w-]+\.)+(?:com|net|org|info|co\.uk|de|fr|ru)/\S+", re.IGNORECASE
 )
-_FILE = re.compile(r"[\w\-. ()%]+\.(?:jpe?g|png|gif|webp|bmp|tiff?|avif|heic|svg)", re.IGNORECASE)
+_ENDING = r"\.(?:jpe?g|png|gif|webp|bmp|tiff?|avif|heic|svg)"
+_FILE = re.compile(rf"[\w\-. ()%]+{_ENDING}", re.IGNORECASE)
+_AT_THE_END = re.compile(rf"{_ENDING}$", re.IGNORECASE)
+_NAMING_WORDS = 3
+"""Words of letters with which a file's name says what the picture shows."""
 _CAMERA = re.compile(
     r"(?:IMG|DSC[NF]?|PXL|P|MVI|SAM|WP|image|photo|picture|screenshot|screen shot|untitled)[ _-]?\d+[\d_ -]*",
     re.IGNORECASE,
@@ -117,7 +121,15 @@ def repair(caption: str | None) -> str | None:
         text = _TAG.sub(" ", _CODE.sub(" ", text))
     if "/" in text or "www." in text or "WWW." in text:
         text = _URL.sub(" ", text)
-    return " ".join(text.split()) or None
+    text = " ".join(text.split())
+    return (_without_ending(text) if "." in text[-5:-3] else text) or None
+
+
+def _without_ending(text: str) -> str:
+    """Return the text, where it is a file's name that says what the picture shows, without the ending."""
+    stem = _AT_THE_END.sub("", text)
+    words = sum(word.isalpha() and len(word) > 1 for word in stem.split())
+    return stem if words >= _NAMING_WORDS else text
 
 
 def missing(caption: Caption, config: CaptionsConfig, profanity: Profanity) -> str | None:

@@ -1,4 +1,4 @@
-"""Faces: found with the cascades that come with OpenCV, blurred as img2dataset blurs bounding boxes.
+"""Faces: found by OpenCV's cascades or its small network, blurred as img2dataset blurs bounding boxes.
 
 Shape legend: H height, W width, C channels, N boxes. A box is (x_min, y_min, x_max, y_max) as shares of
 width and height, 0..1.
@@ -9,32 +9,35 @@ from __future__ import annotations
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+
+from curate.weights import checked_path_of
 
 CASCADES = ("haarcascade_frontalface_alt2.xml", "haarcascade_profileface.xml")
 LONGER_SIDE_PX = 1024
 """Pictures are looked at in this size at most."""
 NEIGHBOURS = 4
-"""Overlapping finds that a face needs."""
+"""Overlapping finds that a face needs of a cascade."""
+YUNET = "face_yunet"
+"""Name of the network in infra/weights.yaml."""
+MIN_SCORE = 0.6
+"""Score that a face needs of the network, 0..1: the default of OpenCV Zoo's wrapper."""
 
 
-def find(rgb_HWC: np.ndarray, min_face_share: float) -> np.ndarray:
-    """Return the boxes of faces, frontal and from both sides, float64 (N, 4), sorted; many are missed when turned.
+def find(rgb_HWC: np.ndarray, min_face_share: float, detector: Literal["cascades", "yunet"]) -> np.ndarray:
+    """Return the boxes of faces, float64 (N, 4), sorted; raises MissingWeights where the detector's are absent.
 
     `min_face_share` is the smallest face as a share of the shorter side.
     """
-    grey_HW = cv2.cvtColor(np.ascontiguousarray(rgb_HWC), cv2.COLOR_RGB2GRAY)
-    factor = min(1.0, LONGER_SIDE_PX / max(grey_HW.shape))
+    factor = min(1.0, LONGER_SIDE_PX / max(rgb_HWC.shape[:2]))
+    seen_HWC = np.ascontiguousarray(rgb_HWC)
     if factor < 1:
-        grey_HW = cv2.resize(grey_HW, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    grey_HW = cv2.equalizeHist(grey_HW)
-    smallest = max(20, round(min_face_share * min(grey_HW.shape)))
-    frontal, profile = (_cascade(name) for name in CASCADES)
-    mirrored_HW = np.ascontiguousarray(grey_HW[:, ::-1])
-    found = [*_boxes(frontal, grey_HW, smallest), *_boxes(profile, grey_HW, smallest)]
-    found += [(1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in _boxes(profile, mirrored_HW, smallest)]
+        seen_HWC = cv2.resize(seen_HWC, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    smallest_px = round(min_face_share * min(seen_HWC.shape[:2]))
+    found = {"cascades": _by_cascades, "yunet": _by_yunet}[detector](seen_HWC, smallest_px)
     return np.array(sorted(found), float).reshape(-1, 4)
 
 
@@ -71,10 +74,37 @@ def _mixed(rgb_HWC: np.ndarray, mask_HW: np.ndarray, kernel_px: int) -> np.ndarr
     return ((sharp_HWC * (1 - weight_HW1) + blurred_HWC * weight_HW1) * 255).astype(np.uint8)
 
 
+def _by_cascades(rgb_HWC: np.ndarray, smallest_px: int) -> list[tuple[float, ...]]:
+    """Frontal faces, and profiles from both sides."""
+    grey_HW = cv2.equalizeHist(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY))
+    smallest_px = max(20, smallest_px)
+    frontal, profile = (_cascade(name) for name in CASCADES)
+    mirrored_HW = np.ascontiguousarray(grey_HW[:, ::-1])
+    found = [*_boxes(frontal, grey_HW, smallest_px), *_boxes(profile, grey_HW, smallest_px)]
+    return found + [(1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in _boxes(profile, mirrored_HW, smallest_px)]
+
+
+def _by_yunet(rgb_HWC: np.ndarray, smallest_px: int) -> list[tuple[float, ...]]:
+    """YuNet (Wu et al. 2023) as OpenCV runs it: rows of x, y, width, height, five landmarks and a score."""
+    height_px, width_px = rgb_HWC.shape[:2]
+    network = _yunet()
+    network.setInputSize((width_px, height_px))
+    rows = network.detect(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2BGR))[1]
+    sides = np.array([width_px, height_px, width_px, height_px], float)
+    boxes = [] if rows is None else [(x, y, x + w, y + h) for x, y, w, h in rows[:, :4] if max(w, h) >= smallest_px]
+    return [tuple(np.clip(np.array(box) / sides, 0, 1)) for box in boxes]
+
+
 def _boxes(cascade: cv2.CascadeClassifier, grey_HW: np.ndarray, smallest_px: int) -> list[tuple[float, ...]]:
     height_px, width_px = grey_HW.shape
     found = cascade.detectMultiScale(grey_HW, 1.1, NEIGHBOURS, minSize=(smallest_px, smallest_px))
     return [(x / width_px, y / height_px, (x + w) / width_px, (y + h) / height_px) for x, y, w, h in found]
+
+
+@cache
+def _yunet() -> Any:
+    path = str(checked_path_of(YUNET))
+    return cv2.FaceDetectorYN.create(path, "", (320, 320), score_threshold=MIN_SCORE)
 
 
 @cache

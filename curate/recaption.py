@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,8 @@ from curate.config import RecaptionConfig
 
 ORIGINAL, GENERATED = "original", "generated"
 """Where a caption comes from."""
+OF_MODEL = (".json", ".safetensors", ".txt", ".model", ".jinja")
+"""Endings of settings, weights, vocabularies and chat templates."""
 
 
 class Captioner(Protocol):
@@ -50,6 +51,10 @@ class TransformersCaptioner:
             raise BadInput("captions.recaption.device = 'gpu': torch finds none: set device: cpu")
         self._device = torch.device("cuda" if gpu else "cpu")
         self._processor = AutoProcessor.from_pretrained(config.model, local_files_only=True)
+        self._processor.tokenizer.padding_side = "left"  # what follows a prompt must stand right behind it
+        self._is_chat = getattr(self._processor, "chat_template", None) is not None
+        if self._is_chat and config.prompt is None:
+            raise BadInput("captions.recaption.prompt = null: the model takes instructions: say what it is asked")
         model = AutoModelForImageTextToText.from_pretrained(
             config.model, local_files_only=True, use_safetensors=True, dtype=torch.bfloat16 if gpu else torch.float32
         )
@@ -62,30 +67,51 @@ class TransformersCaptioner:
             tokens_BL = self._model.generate(
                 **inputs, max_new_tokens=self._config.max_new_tokens, do_sample=False, num_beams=1
             )
-        asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        decoded = self._processor.batch_decode(tokens_BL[:, asked:], skip_special_tokens=True)
+        if "input_ids" in inputs:
+            tokens_BL = tokens_BL[:, _echoed(tokens_BL, inputs["input_ids"]) :]
+        decoded = self._processor.batch_decode(tokens_BL, skip_special_tokens=True)
         return [" ".join(text.split()) for text in decoded]
 
     def _inputs(self, images: list[Image.Image]) -> Any:
-        if self._config.prompt is None:
-            return self._processor(images=images, return_tensors="pt")
         prompt = self._config.prompt
-        if getattr(self._processor, "chat_template", None):
-            said = [{"type": "image"}, {"type": "text", "text": prompt}]
-            prompt = self._processor.apply_chat_template(
-                [{"role": "user", "content": said}], add_generation_prompt=True
-            )
-        return self._processor(images=images, text=[prompt] * len(images), return_tensors="pt", padding=True)
+        if prompt is None:
+            return self._processor(images=images, return_tensors="pt")
+        if not self._is_chat:
+            return self._processor(images=images, text=[prompt] * len(images), return_tensors="pt", padding=True)
+        asked = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+            for image in images
+        ]
+        return self._processor.apply_chat_template(
+            asked,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"return_tensors": "pt", "padding": True},
+        )
 
 
-def check_model(config: RecaptionConfig) -> str:
-    """Return what tells the model in the folder from another; raises ValueError where there is none."""
+def _echoed(tokens_BL: Any, asked_BL: Any) -> int:
+    """Return how many tokens of the prompt an answer begins with: all, none, or, of BLIP's, all but the end mark."""
+    both = min(tokens_BL.shape[1], asked_BL.shape[1])
+    same_L = (tokens_BL[:, :both] == asked_BL[:, :both]).all(dim=0)
+    return int(same_L.int().cumprod(0).sum())
+
+
+def check_model(config: RecaptionConfig) -> list[Path]:
+    """Return the files of the model's folder that say what it does; raises ValueError where there is no model."""
     folder = Path(config.model or "")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not weights:
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise BadInput(
             f"captions.recaption.model = {config.model!r}: needs a local folder with config.json and *.safetensors"
         )
-    said = json.loads((folder / "config.json").read_text())
-    sizes = [(path.name, path.stat().st_size) for path in weights]
-    return hashlib.sha256(json.dumps([said, sizes], sort_keys=True).encode()).hexdigest()
+    return sorted(path for path in folder.iterdir() if path.suffix in OF_MODEL)
+
+
+def fingerprint(config: RecaptionConfig) -> str:
+    """Return the sha256 over names and contents of the model's files; raises ValueError where there is no model."""
+    said = hashlib.sha256()
+    for path in check_model(config):
+        with path.open("rb") as file:
+            said.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return said.hexdigest()

@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 from curate.bad_input import BadInput
 
+URLS = ("url", "final_url")
+"""Columns of samples with a URL: the listed one, and the one that redirects led to."""
 _DIGITS = {"uids": 32, "urls_sha256": 64, "sha256": 64}
 
 
@@ -42,22 +44,26 @@ class TakenDown:
 
     def columns(self) -> list[str]:
         """Return the columns of samples that `rows` looks at."""
-        return ["uid", *(["url"] if self.urls_sha256 else []), *(["sha256"] if self.sha256 else [])]
+        return ["uid", *(URLS if self.urls_sha256 else []), *(["sha256"] if self.sha256 else [])]
 
     def rows(self, samples: Mapping[str, Any] | pa.Table) -> np.ndarray:
-        """Return which rows are on the list, bool (N,), by the columns of `columns`."""
+        """Return which rows are on the list, bool (N,), by the columns of `columns`, as far as they are there."""
+        there = samples.column_names if isinstance(samples, pa.Table) else samples.keys()
         hit = _in(samples["uid"], self.uids)
         if self.sha256:
             hit |= _in(samples["sha256"], self.sha256)
-        if self.urls_sha256:
-            hit |= np.array([url_sha256(url) in self.urls_sha256 for url in samples["url"].to_pylist()], bool)
+        for column in URLS if self.urls_sha256 else ():
+            if column in there:
+                hit |= np.array([self.has_url(url) for url in samples[column].to_pylist()], bool)
         return hit
 
-    def has(self, uid: str, url: str | None, sha256: str | None = None) -> bool:
-        """Return whether one sample is on the list."""
-        return (
-            uid in self.uids or sha256 in self.sha256 or bool(self.urls_sha256) and url_sha256(url) in self.urls_sha256
-        )
+    def has(self, uid: str, url: str | None) -> bool:
+        """Return whether a sample is on the list, by what is known of it before its bytes are."""
+        return uid in self.uids or self.has_url(url)
+
+    def has_url(self, url: str | None) -> bool:
+        """Return whether a URL is on the list."""
+        return bool(self.urls_sha256) and url_sha256(url) in self.urls_sha256
 
 
 NOTHING_TAKEN_DOWN = TakenDown()

@@ -25,7 +25,7 @@ from pipelines import caption_counts
 from pipelines.command import run_step
 from pipelines.recaption import recaption
 from pipelines.runner import Fragment, Made, Report, Runner, Step
-from pipelines.store import Root, fragments, manifest, table_file
+from pipelines.store import Root, fragments, made_as, manifest, table_file
 from schemas.captions import SCHEMA, TEXTS
 from schemas.column import conform
 
@@ -58,7 +58,7 @@ def captions(runner: Runner) -> list[Report]:
     wanted = [
         Fragment(
             name=name,
-            made_from=[receipt, counted[table_file("caption_counts", name)]["sha256"], lists],
+            made_from=[receipt, made_as(counted[table_file("caption_counts", name)]), lists],
             arguments=(name,),
         )
         for name, receipt in texts.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -75,6 +75,21 @@ def withdraw_entry(config: CurationConfig) -> None:
     """Take this root's entry back while it is written anew, so that nobody reads half of it."""
     if config.dedup.index is not None:
         Root(config.dedup.index).remove(f"{own_entry(config)}/{PUBLISHED}")
+
+
+def remove_from_entry(config: CurationConfig, uids: frozenset[str]) -> Iterator[str]:
+    """Take these samples out of this root's entry, which stays the same one to corpora that were compared with it."""
+    said = Root(config.root).read_json(CORPUS_ID)
+    if config.dedup.index is None or said is None:
+        return
+    index = Root(config.dedup.index)
+    for path in index.glob(f"*-{said['id']}/*.parquet"):
+        file = "/".join(path.split("/")[-2:])
+        rows = index.read_table(file)
+        gone = pc.is_in(rows["uid"], value_set=pa.array(sorted(uids), pa.string()))
+        if pc.any(gone).as_py():
+            index.write(file, parquet_bytes(rows.filter(pc.invert(gone))))
+            yield f"dedup.index, {file}: {pc.sum(gone).as_py()} rows"
 
 
 def _names(index: str) -> list[str]:

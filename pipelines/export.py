@@ -29,7 +29,9 @@ from curate.encoded import ENDINGS, encode, fits_as_it_is
 from curate.image import open_header
 from curate.resize import decode_for, scale
 from curate.tar import TarShard
+from curate.weights import registered
 from pipelines.command import run_step
+from pipelines.preflight import check_faces
 from pipelines.runner import Fragment, Made, Report, Runner, Step, shaping
 from pipelines.store import Root, digest, fragments, parquet_bytes, scratch_file, table_file
 from schemas.plan import SCHEMA as PLAN_SCHEMA
@@ -64,8 +66,18 @@ def export(runner: Runner) -> list[Report]:
         for row in runner.root.read_table(table_file("plan", name)).to_pylist()
     ]
     settings = shaping(config.export, *PLANNING) | {"max_megapixels": config.embed.max_megapixels}
-    written = runner.run(Step(table="shards", settings=settings, build=_build), shards)
+    check_faces(config)
+    step = Step(table="shards", settings=settings, build=_build, models=_models(config.export))
+    written = runner.run(step, shards)
     return [planned, written]
+
+
+def _models(config: ExportConfig) -> tuple[str, ...]:
+    """Return what tells the detector that looked for faces, where a network did."""
+    if config.faces == "keep" or config.face_detector != "yunet":
+        return ()
+    weight = registered(faces.YUNET)
+    return (f"{weight.name} at {weight.revision}, sha256 {weight.sha256}",)
 
 
 def in_validation(uid: str, val_fraction: float) -> bool:
@@ -187,7 +199,9 @@ def render(data: bytes, bucket: tuple[int, int], config: CurationConfig) -> tupl
         if as_it_is and settings.faces == "keep":
             return data, said
         decoded = decode_for(opened, data, bucket if settings.decode == "fast" else None)
-    boxes_N4 = faces.find(decoded.rgb_HWC, settings.min_face_share) if settings.faces == "blur" else None
+    boxes_N4 = None
+    if settings.faces == "blur":
+        boxes_N4 = faces.find(decoded.rgb_HWC, settings.min_face_share, settings.face_detector)
     said["faces_blurred"] = None if boxes_N4 is None else len(boxes_N4)
     if as_it_is and not said["faces_blurred"]:
         return data, said

@@ -88,7 +88,7 @@ def _shard(
 ) -> Made:
     """Write the images to a tar, by uid, and return it with the rows of the table.
 
-    Bytes that were taken down are not stored, whatever they are called now.
+    What was taken down is not stored, whatever it is called now: by its bytes, or by where redirects led.
     """
     path = scratch_file(".tar")
     with path.open("wb") as file:
@@ -108,6 +108,9 @@ def _stored(
     known = row.get("sha256") or hashlib.sha256(data).hexdigest()
     if known in taken_down.sha256:
         return row | {"sha256": known, "status": sample.TAKEN_DOWN, "error": "these bytes were taken down"}
+    if taken_down.has_url(row.get("final_url")):
+        said = {"final_url": None, "status": sample.TAKEN_DOWN, "error": "redirected to a URL that was taken down"}
+        return row | said
     row = row | {"num_bytes": len(data), "sha256": known}
     try:
         header = read_header(data)

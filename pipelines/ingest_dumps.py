@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curate.config import CurationConfig, DumpSource
-from curate.dump.entries import shown
+from curate.dump import entries
 from curate.dump.kinds import Part, dump_parts, list_part, num_samples, read_listing
 from curate.sample import sample_uid
 from pipelines.runner import Fragment, Made, Step, say
-from pipelines.store import Root, manifest, parquet_bytes, scratch_file
+from pipelines.store import Root, made_as, manifest, parquet_bytes, scratch_file, table_file
 
 
 def parts_of(config: CurationConfig) -> list[Part]:
@@ -63,7 +64,7 @@ def dump_fragments(root: Root, parts: list[Part]) -> Iterator[Fragment]:
         files = listed[part.name]["files"]
         for file in sorted(name for name in files if name.endswith(VERSIONS)):
             chunk = file.removeprefix(LISTINGS).removesuffix(VERSIONS)
-            made_from = [_shaping(part.source), files[_listing_file(chunk)]["sha256"], files[file]["sha256"]]
+            made_from = [_shaping(part.source), made_as(files[_listing_file(chunk)]), made_as(files[file])]
             yield Fragment(name=chunk, made_from=made_from, arguments=("dump", part.source, chunk))
 
 
@@ -71,11 +72,29 @@ def dumped(root: Root, source: DumpSource, chunk: str) -> Iterator[tuple[dict[st
     """Yield every listed row with its bytes, or with the status of what went wrong."""
     for found in read_listing(source, root.read_table(_listing_file(chunk))):
         row: dict[str, Any] = {"uid": sample_uid(source.name, found.key, found.caption), "source": source.name}
-        row |= {"url": shown(found.key), "caption": found.caption, "license": found.license}
+        row |= {"url": entries.shown(found.key), "caption": found.caption, "license": found.license}
         if found.status:
             yield row | {"status": found.status, "error": found.error}, None
         else:
             yield row, found.data
+
+
+def gone_from_listing(root: Root, file: str, uids: frozenset[str]) -> pa.Array:
+    """Return which rows of a listing are these samples; captions that lie beside the images are those of samples."""
+    listing, chunk = root.read_table(file), file.removeprefix(LISTINGS).removesuffix(".parquet")
+    gone: list[dict[str, Any]] = []
+    if listing.schema.names == entries.SCHEMA.names and root.exists(table_file("samples", chunk)):
+        samples = root.read_table(table_file("samples", chunk), ["uid", "source", "caption"])
+        gone = samples.filter(pc.is_in(samples["uid"], value_set=pa.array(sorted(uids), pa.string()))).to_pylist()
+    if not gone:
+        return pa.repeat(False, len(listing))
+    source, beside = gone[0]["source"], {row["caption"] for row in gone}
+
+    def goes(entry: entries.Entry) -> bool:
+        captions = beside if entry.text or entry.record else {entry.caption}
+        return any(sample_uid(source, entry.key, caption) in uids for caption in captions)
+
+    return pa.array([goes(entry) for entry in entries.from_table(listing)], pa.bool_())
 
 
 LISTINGS, VERSIONS = "raw/listings/", ".versions"

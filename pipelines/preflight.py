@@ -8,6 +8,7 @@ from curate import blocklist
 from curate.bad_input import BadInput
 from curate.config import CurationConfig
 from curate.cut_offs import check as check_cut_offs
+from curate.faces import YUNET
 from curate.heads import network_of
 from curate.profanity import lists_of
 from curate.recaption import check_model
@@ -55,6 +56,12 @@ def check_lists(config: CurationConfig) -> None:
         check_model(config.captions.recaption)
 
 
+def check_faces(config: CurationConfig) -> None:
+    """Raise MissingWeights where the network that is to look for faces is absent."""
+    if config.export.faces == "blur" and config.export.face_detector == "yunet":
+        path_of(YUNET)
+
+
 def check_vae(config: CurationConfig) -> None:
     """Raise MissingWeights or FileNotFoundError where the autoencoder to encode with is absent."""
     vae = config.encode.vae
@@ -70,6 +77,7 @@ CHECKS: dict[Callable[[CurationConfig], None], frozenset[str]] = {
     check_selection: frozenset({"selection"}),
     check_clip_weights: frozenset({"embed"}),
     check_head_weights: frozenset({"score"}),
+    check_faces: frozenset({"export"}),
     check_vae: frozenset({"encode"}),
     check_lists: frozenset({"captions", "score"}),
 }

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from curate.config import CurationConfig
 from curate.image import UnreadableImage, decode
-from curate.recaption import check_model, is_chosen, open_captioner
+from curate.recaption import fingerprint, is_chosen, open_captioner
 from pipelines.runner import Fragment, Made, Report, Runner, Step, shaping
 from pipelines.store import Root, fragments, table_file
 from schemas.column import conform, with_model
@@ -20,7 +20,7 @@ SPEED = ("actors", "batch_size", "device")
 def recaption(runner: Runner) -> Report:
     """Caption the samples that are chosen by uid and decode."""
     settings = runner.config.captions.recaption
-    identity = check_model(settings)
+    identity = fingerprint(settings)
     wanted = [
         Fragment(name=name, made_from=[receipt, identity], arguments=(name,))
         for name, receipt in fragments(runner.root, "samples").items()
@@ -31,7 +31,7 @@ def recaption(runner: Runner) -> Report:
         build=_build,
         actors=settings.actors,
         device=settings.device,
-        models=(f"{settings.model}, config and weights {identity}",),
+        models=(f"{settings.model}, sha256 of its files {identity}",),
     )
     return runner.run(step, wanted)
 
@@ -39,7 +39,7 @@ def recaption(runner: Runner) -> Report:
 def _build(config: CurationConfig) -> Any:
     root, settings = Root(config.root), config.captions.recaption
     captioner = open_captioner(settings)
-    schema = with_model(SCHEMA, ["caption_generated"], str(settings.model), check_model(settings))
+    schema = with_model(SCHEMA, ["caption_generated"], str(settings.model), fingerprint(settings))
 
     def write(name: str) -> Made:
         rows = root.read_table(table_file("samples", name), ["uid", "shard", "offset", "num_bytes"])

@@ -87,7 +87,7 @@ def _build(config: CurationConfig) -> Any:
     root = Root(config.root)
     listed = blocklist.load(config.score)
     index = blocklist.pdq_list(listed["pdq"])
-    schema = scores.schema([head_field(spec) for spec in config.score.heads])
+    said = [head_field(spec) for spec in config.score.heads]
     built: dict[int, heads.Scorer] = {}
 
     def rate(name: str) -> Made:
@@ -101,6 +101,7 @@ def _build(config: CurationConfig) -> Any:
             built[dim] = heads.Scorer([heads.load_head(spec, dim) for spec in config.score.heads])
         columns = head_columns(features["embedding"], built[dim], hit) | similarities(samples, features, hit)
         columns |= {"uid": features["uid"], "blocklist_hit": pa.array(hit), "blocklist_match": match}
+        schema = scores.schema(said, features.schema.field("clip_similarity"))
         rows = conform(_with_absent(columns, len(features)), schema)
         return Made(rows=rows, counts={"blocklist_hit": int(hit.sum())})
 

@@ -294,8 +294,8 @@ def read_receipt(root: Root, table: str, fragment: str) -> Receipt | None:
 
 
 def amend(root: Root, table: str, receipt: Receipt) -> None:
-    """Say anew what a fragment's files are, and how many rows it has, without a change of its identity."""
-    files = {name: _said_of(root, name) for name in receipt.files}
+    """Say anew what a fragment's files are, and how many rows it has, without a change of its or their identity."""
+    files = {name: _said_of(root, name) | {"made_as": made_as(said)} for name, said in receipt.files.items()}
     rows = sum(root.num_rows(name) for name in files if name.startswith(f"tables/{table}/") and "/parts/" not in name)
     amended = replace(receipt, files=files, rows=rows, identity=receipt.digest)
     root.write_json(_receipt_file(table, receipt.fragment), asdict(amended))
@@ -303,6 +303,11 @@ def amend(root: Root, table: str, receipt: Receipt) -> None:
     found["fragments"][receipt.fragment] |= {"rows": rows, "files": files}
     found["rows"] = sum(said["rows"] for said in found["fragments"].values())
     root.write_json(f"tables/{table}/{MANIFEST}", found)
+
+
+def made_as(file: dict[str, Any]) -> str:
+    """Return the sha256 that a file was made with, whatever was taken out of it later."""
+    return file.get("made_as", file["sha256"])
 
 
 def _said_of(root: Root, name: str) -> dict[str, Any]:

@@ -22,20 +22,42 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from curate.bad_input import BadInput
+from curate.config import CurationConfig
 from curate.takedown import TakenDown, asked_for
 from curate.tar import TarShard, index_tar
 from pipelines.command import one_line, read_curation
+from pipelines.dedup_index import remove_from_entry
+from pipelines.ingest_dumps import LISTINGS, gone_from_listing
 from pipelines.store import Receipt, Root, amend, manifest, parquet_bytes, read_receipt, scratch_file, table_file
 from pipelines.taken_down import read_taken_down, write_taken_down
 
-TABLES = ("latents", "shards", "plan", "selection", "scores", "duplicates", "features", "captions", "fetches", "urls")
-"""What is made from samples, the last first; samples themselves come at the end."""
+TABLES = (
+    "latents",
+    "shards",
+    "plan",
+    "selection",
+    "scores",
+    "duplicates",
+    "features",
+    "captions",
+    "caption_counts",
+    "texts",
+    "recaptions",
+    "fetches",
+    "urls",
+    "listings",
+    "samples",
+)
+"""What speaks of samples, what is made last first; listings are compared with the samples, which come at the end."""
+COUNTED = {"plan": ("shard", "tables/plan/parts"), "urls": ("chunk", "raw/urls"), "listings": ("chunk", "raw/listings")}
+"""Tables of files with their numbers of rows: the column that names the file, and its folder."""
 OPEN = "takedown_open.json"
 IMAGES = ("jpg", "webp", "png")
 
 
-def take_down(root: Root, asked: TakenDown, with_duplicates: bool) -> Iterator[str]:
+def take_down(config: CurationConfig, asked: TakenDown, with_duplicates: bool) -> Iterator[str]:
     """Remove what is asked for and what was asked for before; yield what was removed, in lines without names."""
+    root = Root(config.root)
     known = read_taken_down(root) | asked
     write_taken_down(root, known)
     found = known.uids | _matching(root, known)
@@ -43,7 +65,8 @@ def take_down(root: Root, asked: TakenDown, with_duplicates: bool) -> Iterator[s
     if with_duplicates:
         found, duplicates = found | duplicates, frozenset()
     write_taken_down(root, known | TakenDown(uids=found))
-    for table in (*TABLES, "samples"):
+    yield from remove_from_entry(config, found)
+    for table in TABLES:
         if root.exists(f"tables/{table}/_run.json"):
             yield from _clean_table(root, table, found)
     _count_latents(root)
@@ -85,17 +108,23 @@ def _clean_table(root: Root, table: str, uids: frozenset[str]) -> Iterator[str]:
 
 
 def _holds(root: Root, file: str, uids: frozenset[str]) -> bool:
-    """Return whether a parquet file with uids has any of these."""
-    if not file.endswith(".parquet") or "uid" not in root.column_names(file):
-        return False
-    return bool(pc.any(_in(root.read_table(file, ["uid"])["uid"], uids)).as_py())
+    """Return whether a parquet file has rows of any of these."""
+    return file.endswith(".parquet") and bool(pc.any(_gone(root, file, uids)).as_py())
+
+
+def _gone(root: Root, file: str, uids: frozenset[str]) -> pa.Array | pa.ChunkedArray:
+    """Return which rows of a parquet file go; none of one without uids."""
+    if file.startswith(LISTINGS):
+        return gone_from_listing(root, file, uids)
+    if "uid" not in root.column_names(file):
+        return pa.array([], pa.bool_())
+    return _in(root.read_table(file, ["uid"])["uid"], uids)
 
 
 def _clean_fragment(root: Root, table: str, receipt: Receipt, hit: list[str], uids: frozenset[str]) -> Iterator[str]:
     """Rewrite the tars and then the tables of a fragment; what is done already is done again, to the same end."""
     for file in hit:
-        rows = root.read_table(file)
-        gone = _in(rows["uid"], uids)
+        rows, gone = root.read_table(file), _gone(root, file, uids)
         shards = set(rows["shard"].filter(gone).drop_null().to_pylist()) if "shard" in rows.column_names else set()
         offsets: dict[str, int] = {}
         for shard in sorted(shards & receipt.files.keys()):
@@ -107,7 +136,7 @@ def _clean_fragment(root: Root, table: str, receipt: Receipt, hit: list[str], ui
             rows = _placed(rows, offsets)
         root.write(file, parquet_bytes(rows))
         yield f"{file}: {pc.sum(gone).as_py()} rows"
-    if table in ("plan", "urls"):
+    if table in COUNTED:
         _recount(root, table, receipt)
 
 
@@ -154,10 +183,9 @@ def _names(row: dict[str, Any]) -> list[str]:
 
 
 def _recount(root: Root, table: str, receipt: Receipt) -> None:
-    """Bring the numbers of rows in plan and urls in line with the files they speak of."""
-    file = table_file(table, receipt.fragment)
-    rows, column = root.read_table(file), {"plan": "shard", "urls": "chunk"}[table]
-    folder = {"plan": "tables/plan/parts", "urls": "raw/urls"}[table]
+    """Bring a table's numbers of rows in line with the files they speak of."""
+    file, (column, folder) = table_file(table, receipt.fragment), COUNTED[table]
+    rows = root.read_table(file)
     counts = [root.num_rows(f"{folder}/{name}.parquet") for name in rows[column].to_pylist()]
     at = rows.schema.get_field_index("rows")
     root.write(file, parquet_bytes(rows.set_column(at, rows.schema.field(at), pa.array(counts, pa.int64()))))
@@ -184,7 +212,7 @@ def main() -> None:
         if flags.dry_run:
             _tell(root, asked, flags.json)
             return
-        for line in take_down(root, asked, flags.with_duplicates):
+        for line in take_down(config, asked, flags.with_duplicates):
             print(line)
             lines += 1
         print(

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from schemas.column import column, table
+from schemas.column import column, table, with_model
 
 SCHEMA = table(
     "scores",
@@ -61,9 +61,14 @@ SCHEMA = table(
 """Its three scores are always there, null without a head; a head says what its column is, and others come behind."""
 
 
-def schema(scores: list[pa.Field]) -> pa.Schema:
-    """Return the table's schema with the columns of the heads."""
-    found = SCHEMA
+SIMILARITIES = ("clip_similarity", "clip_similarity_best", "clip_similarity_mean")
+"""Columns that come from the embeddings of the features table."""
+
+
+def schema(scores: list[pa.Field], embedded: pa.Field) -> pa.Schema:
+    """Return the table's schema with the columns of the heads; `embedded` names the model behind the similarities."""
+    said = {key: (embedded.metadata or {}).get(key, b"").decode() for key in (b"model", b"revision")}
+    found = with_model(SCHEMA, list(SIMILARITIES), said[b"model"], said[b"revision"])
     for field in scores:
         at = found.get_field_index(field.name)
         found = found.append(field) if at < 0 else found.set(at, field)

@@ -46,6 +46,7 @@ HARMLESS = (
     "horny",
     "playboy",
     "rimming",
+    "sexy",
     "skeet",
     "snatch",
     "tied up",

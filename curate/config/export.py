@@ -37,6 +37,9 @@ class ExportConfig:
     """Keep the original bytes of a picture that has the bucket's size and the format, in RGB, without metadata."""
     faces: Literal["keep", "blur"] = "keep"
     """blur: faces are looked for in each picture and blurred before it is written."""
+    face_detector: Literal["cascades", "yunet"] = "cascades"
+    """cascades: those that come with OpenCV, which miss many; yunet: a small network, after
+    `python -m curate.weights fetch face_yunet`."""
     min_face_share: float = 0.04
     """Smallest face that is looked for, as a share of the shorter side, above 0, up to 1."""
     samples_per_shard: int = 5000

@@ -13,6 +13,7 @@ import fsspec
 import pyarrow as pa
 
 from curate.bad_input import BadInput
+from curate.chunks import chunk_end
 from curate.config import WebSource
 from curate.sample import sample_uid
 
@@ -42,8 +43,8 @@ def list_files(source: WebSource) -> list[str]:
 def read_lists(source: WebSource, files: list[str], rows_per_chunk: int) -> Iterator[pa.Table]:
     """Yield chunks of distinct (URL, caption) rows with their uids, in an order that mixes the hosts.
 
-    The order is that of a hash of the row, so that neighbours in the list, which often share a
-    host, are far apart. Runs in DuckDB, which spills to disk.
+    The order is that of a hash of the URL, so that neighbours in the list, which often share a
+    host, are far apart, and the captions of one URL follow each other. Runs in DuckDB, which spills to disk.
     """
     with duckdb.connect(config={"temp_directory": _spill_folder()}) as database:
         fs, _ = fsspec.core.url_to_fs(files[0])
@@ -116,7 +117,7 @@ def _distinct_rows(source: WebSource, reader: str) -> str:
         SELECT url, caption, min(license) AS license, min(lower(sha256)) AS sha256, min(extra) AS extra
         FROM (SELECT {", ".join(columns)} FROM {reader})
         GROUP BY url, caption
-        ORDER BY md5(concat_ws(chr(0), url, caption)), url, caption"""
+        ORDER BY md5(coalesce(url, chr(0) || caption)), url, caption"""
 
 
 def _quoted(column: str) -> str:
@@ -124,13 +125,15 @@ def _quoted(column: str) -> str:
 
 
 def _chunks(reader: pa.RecordBatchReader, rows_per_chunk: int) -> Iterator[pa.Table]:
+    """Yield the rows in chunks; one row more than a chunk tells whether its last URL goes on."""
     waiting: list[pa.RecordBatch] = []
     for batch in reader:
         waiting.append(batch)
-        while sum(len(part) for part in waiting) >= rows_per_chunk:
+        while sum(len(part) for part in waiting) > rows_per_chunk:
             rows = pa.Table.from_batches(waiting)
-            yield rows.slice(0, rows_per_chunk)
-            waiting = rows.slice(rows_per_chunk).to_batches()
+            end = chunk_end(rows["url"].slice(0, rows_per_chunk + 1).to_pylist(), rows_per_chunk)
+            yield rows.slice(0, end)
+            waiting = rows.slice(end).to_batches()
     if sum(len(part) for part in waiting):
         yield pa.Table.from_batches(waiting)
 

@@ -84,9 +84,14 @@ SCHEMA = pa.schema(
 """Names are bytes: they need not be valid Unicode."""
 
 
+def name_of(key: str) -> str:
+    """Return the path that a key stands for."""
+    return key.partition(COPY)[0]
+
+
 def shown(key: str) -> str:
     """Return the path that a key stands for, as valid Unicode."""
-    return sample.storable(key.partition(COPY)[0])
+    return sample.storable(name_of(key))
 
 
 def pair(members: Iterable[Member], captions: Captions | None, source: DumpSource, inside: str = "") -> list[Entry]:

@@ -12,6 +12,7 @@ from typing import Literal
 import pyarrow as pa
 
 from curate.bad_input import BadInput
+from curate.chunks import chunk_end
 from curate.config import DumpSource
 from curate.dump import entries, tables
 from curate.dump.files import METADATA, DumpFile, find_files, list_archive, list_folder, place
@@ -82,8 +83,11 @@ def list_part(part: Part, rows_per_chunk: int) -> Iterator[Listing]:
     files = [part.file] if part.file else find_files(part.source)
     found = list_archive(part.source, part.file) if part.file else list_folder(part.source, files)
     of = {file.path: file.version for file in files}
-    for first in range(0, len(found), rows_per_chunk):
-        chunk = found[first : first + rows_per_chunk]
+    names = [entries.name_of(entry.key) for entry in found]
+    first = 0
+    while first < len(found):
+        last = first + chunk_end(names[first : first + rows_per_chunk + 1], rows_per_chunk)
+        chunk, first = found[first:last], last
         paths = sorted({blob.path for entry in chunk for blob in (entry.image, entry.text, entry.record) if blob})
         versions = _digest([[_hex(path), of[path]] for path in paths])
         yield Listing(rows=entries.to_table(chunk), versions=versions)

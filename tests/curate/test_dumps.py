@@ -437,6 +437,15 @@ def of_rows(name, rows=ROWS):
     return [(f"{name}#{n}" + (f"/{n}.jpg" if path else ""), c, data) for n, (data, path, c) in enumerate(rows)]
 
 
+def test_the_captions_of_an_image_are_in_one_chunk(tmp_path):
+    lines = [{"file_name": f"{n}.jpg", "caption": f"{at}"} for n in range(20) for at in range(1 + n % 4)]
+    files = {f"{n}.jpg": b"x" for n in range(20)} | {"captions.jsonl": "\n".join(map(json.dumps, lines))}
+    write_folder(tmp_path, files)
+    chunks = [told(chunk) for chunk in chunks_of(tmp_path, 6, captions="captions.jsonl")]
+    assert sum(map(len, chunks)) == len(lines) and max(map(len, chunks)) <= 6
+    assert {sum(f"{n}.jpg" in {row[0] for row in chunk} for chunk in chunks) for n in range(20)} == {1}
+
+
 @pytest.mark.parametrize("rows_per_chunk", [2, 3, 4, 9, 100])
 def test_parquet_by_row_group(tmp_path, rows_per_chunk):
     (tmp_path / "data").mkdir()

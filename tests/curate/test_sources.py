@@ -48,6 +48,22 @@ def test_lists_of_every_kind_give_distinct_rows(tmp_path, ending):
     }
 
 
+def test_the_captions_of_a_url_are_in_one_chunk(tmp_path):
+    captions = {f"http://a/{n}": 1 + n % 4 for n in range(60)}
+    rows = [{"url": url, "caption": f"{at}"} for url, count in captions.items() for at in range(count)]
+    rows += [{"url": "http://a/many", "caption": f"{at}"} for at in range(25)]
+    rows += [{"url": None, "caption": f"{at}"} for at in range(25)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = WebSource(name="s", url_list=str(tmp_path / "list.jsonl"))
+    chunks = [chunk["url"].to_pylist() for chunk in read_lists(source, list_files(source), 7)]
+    assert sorted(map(str, sum(chunks, []))) == sorted(str(row["url"]) for row in rows)
+    assert max(map(len, chunks)) == 7
+    apart = {url: sum(url in chunk for chunk in chunks) for url in captions}
+    assert set(apart.values()) == {1}
+    places = [int(url.rpartition("/")[2]) for chunk in chunks for url in chunk if url in captions]
+    assert places != sorted(places)
+
+
 def test_a_missing_list_is_named():
     with pytest.raises(ValueError, match=r"web\.s\.url_list = nowhere/\*\.csv"):
         list_files(WebSource(name="s", url_list="nowhere/*.csv"))

@@ -12,7 +12,7 @@ import pytest
 from curate import caption_rules as rules
 from curate.config import CaptionsConfig, CurationConfig, RecaptionConfig
 from curate.profanity import lists_of
-from curate.recaption import is_chosen
+from curate.recaption import TransformersCaptioner, check_model, fingerprint, is_chosen
 from pipelines import caption_counts
 from pipelines.captions import _build, _build_texts, _of_texts
 from pipelines.recaption import _build as build_recaptions
@@ -139,38 +139,139 @@ def test_lists_are_read_by_language(tmp_path):
         lists_of(CaptionsConfig(profanity_lists=str(tmp_path)))
 
 
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "<image>", "USER:", "ASSISTANT:", "what", "is"]
+WORDS += [f"word{n}" for n in range(53)]
+CHAT = (
+    "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}"
+    "{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def word_tokenizer() -> object:
+    """Return a tokenizer that knows WORDS, with marks before and behind as BERT's has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return BertTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory) -> Path:
     """A random BLIP, saved in transformers' own format."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        BertTokenizerFast,
-        BlipConfig,
-        BlipForConditionalGeneration,
-        BlipImageProcessor,
-        BlipProcessor,
-    )
+    import torch
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
     folder = tmp_path_factory.mktemp("vlm") / "model"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *(f"word{n}" for n in range(58))]
-    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = small | {"vocab_size": len(words), "encoder_hidden_size": 32, "max_position_embeddings": 40}
-    text |= {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
-    import torch
-
+    text = SMALL | {"vocab_size": len(WORDS), "encoder_hidden_size": 32, "max_position_embeddings": 40}
+    text |= {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0, "initializer_range": 1.0}
     torch.manual_seed(0)
     model = BlipForConditionalGeneration(
-        BlipConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 16})
+        BlipConfig(text_config=text, vision_config=SMALL | {"image_size": 32, "patch_size": 16})
     )
     model.save_pretrained(folder, safe_serialization=True)
-    images = BlipImageProcessor(size={"height": 32, "width": 32})
-    fast = BertTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
-    BlipProcessor(images, fast).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), word_tokenizer()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_chat_model(tmp_path_factory) -> Path:
+    """A random LLaVA with a chat template, saved in transformers' own format."""
+    import torch
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    torch.manual_seed(1)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**SMALL, image_size=32, patch_size=16, projection_dim=32),
+        text_config=LlamaConfig(**SMALL, vocab_size=len(WORDS), bos_token_id=2, eos_token_id=3, pad_token_id=0),
+        image_token_index=WORDS.index("<image>"),
+        vision_feature_layer=-1,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder, safe_serialization=True)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT,
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
+
+
+PICTURES = [picture(n, 60 + 20 * n, 80) for n in range(3)]
+
+
+def captioner(model: Path, prompt: str | None) -> TransformersCaptioner:
+    return TransformersCaptioner(RecaptionConfig(model=str(model), prompt=prompt, max_new_tokens=6, device="cpu"))
+
+
+def test_a_prompt_begins_the_caption_and_is_no_part_of_it(tiny_model):
+    """Oracle: the most likely next token, one forward pass after the other."""
+    import torch
+    from transformers import BlipForConditionalGeneration, BlipProcessor
+
+    model = BlipForConditionalGeneration.from_pretrained(tiny_model).eval()
+    processor = BlipProcessor.from_pretrained(tiny_model)
+    found = captioner(tiny_model, "what is word3").captions(PICTURES)
+    for image, caption in zip(PICTURES, found, strict=True):
+        seen = model.vision_model(processor(images=image, return_tensors="pt")["pixel_values"])[0]
+        tokens = [5, WORDS.index("what"), WORDS.index("is"), WORDS.index("word3")]
+        for _ in range(6):
+            logits = model.text_decoder(torch.tensor([tokens]), encoder_hidden_states=seen).logits
+            tokens.append(int(logits[0, -1].argmax()))
+            if tokens[-1] == 3:
+                break
+        assert tokens[4] > 4  # a word, so that a prompt cut off too late is seen
+        assert caption.split() == [WORDS[token] for token in tokens[4:] if token > 4]
+
+
+def test_an_instruction_is_put_into_the_chat_template_and_the_answer_alone_is_kept(tiny_chat_model):
+    """Oracle: the same model asked about each picture alone, in words that are written out."""
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    model = LlavaForConditionalGeneration.from_pretrained(tiny_chat_model).eval()
+    processor = LlavaProcessor.from_pretrained(tiny_chat_model)
+    found = captioner(tiny_chat_model, "what is word3").captions(PICTURES)
+    for image, caption in zip(PICTURES, found, strict=True):
+        asked = processor(images=image, text="USER: <image> what is word3 ASSISTANT:", return_tensors="pt")
+        tokens_1L = model.generate(**asked, max_new_tokens=6, do_sample=False)
+        answer = tokens_1L[0, asked["input_ids"].shape[1] :]
+        assert caption == processor.decode(answer, skip_special_tokens=True) != ""
+    assert len(set(found)) > 1
+    with pytest.raises(ValueError, match="captions.recaption.prompt = null: the model takes instructions"):
+        captioner(tiny_chat_model, None)
+
+
+def test_other_weights_are_another_model(tmp_path, tiny_model):
+    import shutil
+
+    copy = RecaptionConfig(model=str(shutil.copytree(tiny_model, tmp_path / "model")))
+    before = fingerprint(copy)
+    assert before == fingerprint(RecaptionConfig(model=str(tiny_model)))
+    data = bytearray((tmp_path / "model/model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model/model.safetensors").write_bytes(data)
+    assert fingerprint(copy) != before
 
 
 def test_a_model_in_transformers_format_gives_its_share_new_captions(tmp_path, tiny_model):
@@ -213,7 +314,5 @@ def test_the_mix_depends_on_the_uid_alone():
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    from curate.recaption import check_model
-
     with pytest.raises(ValueError, match="captions.recaption.model = .*needs a local folder"):
         check_model(RecaptionConfig(model=str(tmp_path)))

@@ -23,10 +23,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
 from curate.buckets import ladder
-from curate.config import CurationConfig, DumpSource, EncodeConfig, ExportConfig
+from curate.config import CurationConfig, DedupConfig, DumpSource, EncodeConfig, ExportConfig
 from curate.takedown import TakenDown, asked_for
-from pipelines import encode, export, takedown
+from curate.tar import TarShard
+from pipelines import encode, export, ingest, takedown
 from pipelines.dashboard_server.index import Index
+from pipelines.dedup_index import own_entry, write_index
 from pipelines.selection import _aligned, domains
 from pipelines.store import Root, commit, fragments, publish, table_file
 from pipelines.taken_down import read_taken_down
@@ -250,12 +252,14 @@ def victims(curated: Path) -> tuple[TakenDown, set[str], list[bytes]]:
 
 def test_a_takedown_removes_the_sample_and_leaves_the_rest(curated, tmp_path):
     folder, (asked, uids, originals) = copy_of(curated, tmp_path), victims(curated)
-    root = Root(str(folder / "out"))
-    told = list(takedown.take_down(root, asked, with_duplicates=False))
+    config = CurationConfig(root=str(folder / "out"))
+    told = list(takedown.take_down(config, asked, with_duplicates=False))
     assert told and not any("http" in line for line in told)
     for name in (
         "samples",
         "features",
+        "texts",
+        "caption_counts",
         "captions",
         "scores",
         "duplicates",
@@ -284,7 +288,7 @@ def test_a_takedown_removes_the_sample_and_leaves_the_rest(curated, tmp_path):
     said = json.loads((folder / "out/takedowns.json").read_text())
     assert set(said["uids"]) == uids and [len(value) for value in said["urls_sha256"] + said["sha256"]] == [64, 64]
     assert json.loads((folder / "out/latents/run.json").read_text())["rows"] == len(table(folder, "latents"))
-    again = takedown.take_down(root, TakenDown(), with_duplicates=False)
+    again = takedown.take_down(config, TakenDown(), with_duplicates=False)
     assert [line for line in again if "--with_duplicates" not in line] == []
 
 
@@ -306,7 +310,7 @@ def test_a_killed_takedown_is_run_again_to_the_same_end(curated, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Root, "write", counted(Root.write, 10**9))
         patch.setattr(Root, "write_file", counted(Root.write_file, 10**9))
-        list(takedown.take_down(Root(str(whole / "out")), asked, with_duplicates=False))
+        list(takedown.take_down(CurationConfig(root=str(whole / "out")), asked, with_duplicates=False))
     total, expected = writes, contents(whole)
     assert total > 40
     for limit in range(1, total, 7):
@@ -315,8 +319,8 @@ def test_a_killed_takedown_is_run_again_to_the_same_end(curated, tmp_path, monke
             patch.setattr(Root, "write", counted(Root.write, limit))
             patch.setattr(Root, "write_file", counted(Root.write_file, limit))
             with pytest.raises(Killed):
-                list(takedown.take_down(Root(str(folder / "out")), asked, with_duplicates=False))
-        list(takedown.take_down(Root(str(folder / "out")), asked, with_duplicates=False))
+                list(takedown.take_down(CurationConfig(root=str(folder / "out")), asked, with_duplicates=False))
+        list(takedown.take_down(CurationConfig(root=str(folder / "out")), asked, with_duplicates=False))
         assert contents(folder) == expected, limit
         shutil.rmtree(folder)
 
@@ -324,10 +328,10 @@ def test_a_killed_takedown_is_run_again_to_the_same_end(curated, tmp_path, monke
 def test_duplicates_are_told_and_go_with_the_flag(curated, tmp_path):
     copies = table(curated, "duplicates")
     copies = copies[copies.kind == "exact"]
-    root = Root(str(copy_of(curated, tmp_path) / "out"))
+    config = CurationConfig(root=str(copy_of(curated, tmp_path) / "out"))
     survivor = copies.iloc[0].survivor_uid
-    assert "1 more samples are duplicates" in list(takedown.take_down(root, asked_for([survivor]), False))[-1]
-    assert list(takedown.take_down(root, asked_for([survivor]), True))
+    assert "1 more samples are duplicates" in list(takedown.take_down(config, asked_for([survivor]), False))[-1]
+    assert list(takedown.take_down(config, asked_for([survivor]), True))
     assert not {survivor, copies.iloc[0].uid} & set(table(tmp_path, "samples").uid)
 
 
@@ -337,6 +341,9 @@ def test_a_later_run_does_not_bring_it_back(curated, tmp_path):
     told = run("pipelines/takedown.py", *words, "--uid", *sorted(uids)).stdout
     assert "raw/" in told and "they stay away from later runs" in told
     after = contents(folder)
+    run("pipelines/captions.py", *words)
+    again = contents(folder)
+    assert [name for name in after if "/_run.json" not in name and after[name] != again.get(name)] == []
     receipts = sorted((folder / "out/tables/samples/_receipts").glob("dump*.json"))
     receipts[0].unlink()  # as if the dump's chunk had to be read again
     said = run("pipelines/ingest.py", *words).stdout
@@ -345,6 +352,78 @@ def test_a_later_run_does_not_bring_it_back(curated, tmp_path):
     changed = {name for name in after if after[name] != again.get(name)}
     assert changed and all("dump" in name or name.endswith("_run.json") for name in changed), (changed, said)
     assert read_taken_down(Root(str(folder / "out"))).uids >= uids
+
+
+def kept_anywhere(folder: Path, text: str) -> list[str]:
+    """Return the parquet files under the folder that say the text, as text or as bytes."""
+    found = []
+    for path in (folder / "out").rglob("*.parquet"):
+        listed = pq.read_table(path).to_pylist()
+        if text in str(listed):
+            found.append(str(path.relative_to(folder / "out")))
+    return found
+
+
+def test_nothing_is_left_of_its_caption_and_path(curated, tmp_path):
+    folder, rows = copy_of(curated, tmp_path), kept_ones(curated)
+    web, dump = rows[rows.source == "web"].iloc[0], rows[rows.source == "dump"].iloc[0]
+    config = CurationConfig(root=str(folder / "out"))
+    root = Root(config.root)
+    receipts = []
+    for name in fragments(root, "samples"):
+        uid = root.read_table(table_file("samples", name), ["uid"])["uid"]
+        made = pa.table({"uid": uid, "caption_generated": [f"generated for {one}" for one in uid.to_pylist()]})
+        receipts.append(
+            commit(root, "recaptions", name, "test", {table_file("recaptions", name): parquet(made)}, 1, {})
+        )
+    publish(root, "recaptions", receipts, {})
+    for row in (web, dump):
+        assert len(kept_anywhere(folder, row.caption)) >= 4 and kept_anywhere(folder, f"generated for {row.uid}")
+    list(takedown.take_down(config, asked_for([web.uid, dump.uid]), with_duplicates=False))
+    for row in (web, dump):
+        said = [row.caption, f"'{row.url}'", f"generated for {row.uid}"]
+        assert [kept_anywhere(folder, text) for text in said] == [[], [], []]
+    before = sum(len(pq.read_table(path)) for path in (curated / "out/raw/listings").glob("*.parquet"))
+    assert sum(len(pq.read_table(path)) for path in (folder / "out/raw/listings").glob("*.parquet")) == before - 1
+    assert table(folder, "listings").rows.sum() == before - 1
+
+
+def test_the_url_that_redirects_led_to_is_one_of_its_urls(curated, tmp_path):
+    folder, uid = copy_of(curated, tmp_path), kept_ones(curated).iloc[0].uid
+    root, final_url = Root(str(folder / "out")), "https://mirror.example/a.jpg"
+    for name in fragments(root, "samples"):
+        rows = root.read_table(table_file("samples", name))
+        urls = [final_url if one == uid else None for one in rows["uid"].to_pylist()]
+        at = rows.schema.get_field_index("final_url")
+        root.write(table_file("samples", name), parquet(rows.set_column(at, "final_url", pa.array(urls, pa.string()))))
+    list(takedown.take_down(CurationConfig(root=root.url), asked_for(urls=[final_url]), with_duplicates=False))
+    assert uid not in set(table(folder, "samples").uid)
+    assert len(table(folder, "samples")) == len(table(curated, "samples")) - 1
+
+
+def test_bytes_from_a_url_that_was_taken_down_are_not_stored():
+    taken_down = asked_for(urls=["https://mirror.example/a.jpg"])
+    for final_url, status in (("https://mirror.example/a.jpg", "taken_down"), ("https://mirror.example/b.jpg", "ok")):
+        with io.BytesIO() as file:
+            row = {"uid": "a" * 32, "final_url": final_url}
+            found = ingest._stored(row, encoded(picture(1)), TarShard(file), "raw/a.tar", taken_down)
+            assert found["status"] == status and (file.tell() == 0) == (status != "ok")
+            assert status == "ok" or found["final_url"] is None
+
+
+def test_an_index_of_corpora_lets_go_of_it(curated, tmp_path):
+    folder, index = copy_of(curated, tmp_path), Root(str(tmp_path / "index"))
+    config = CurationConfig(root=str(folder / "out"), dedup=DedupConfig(index=index.url, semantic_eps=None))
+    survivors = table(curated, "duplicates").query("is_survivor").uid
+    for name in fragments(Root(config.root), "samples"):
+        write_index(config, name, pa.chunked_array([pa.array(survivors)]))
+    own = tmp_path / "index" / own_entry(config)
+    before = pd.read_parquet(own).set_index("uid").drop(columns=["embedding", "phash64_turned"])
+    uid = before.index[0]
+    told = list(takedown.take_down(config, asked_for([uid]), with_duplicates=False))
+    assert f"dedup.index, {own.name}/" in told[0] and told[0].endswith(": 1 rows")
+    after = pd.read_parquet(own).set_index("uid").drop(columns=["embedding", "phash64_turned"])
+    pd.testing.assert_frame_equal(after, before.drop(index=uid))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,10 @@ def write_tables(folder: Path, images: list[bytes], hashes: list[tuple], cosines
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(unit.ravel()), DIM),
         "clip_similarity": pa.array(cosines, pa.float32()),
     }
-    write_table(root, "features", pa.table(features))
+    rows = pa.table(features)
+    at = rows.schema.get_field_index("clip_similarity")
+    said = rows.schema.field(at).with_metadata({"model": "ViT-L-14, clip_vit_l14_openai", "revision": "sha256 ab"})
+    write_table(root, "features", rows.set_column(at, said, rows.column(at)))
 
 
 @pytest.fixture
@@ -140,6 +143,10 @@ def test_each_score_says_what_it_is(shared, six, monkeypatch):
     assert "6934dd81792f086e613a121dbce43082cb8be85e" in said["revision"] and "21dd590f" in said["revision"]
     assert rows.schema.field("porn_prob").metadata[b"range"] == b"0..1"
     assert rows["nsfw_prob"].null_count == 6
+    for name in ("clip_similarity", "clip_similarity_best", "clip_similarity_mean"):
+        said = rows.schema.field(name).metadata
+        assert said[b"unit"] == b"cosine" and said[b"range"] == b"-1..1" and said[b"direction"] == b"higher fits better"
+        assert (said[b"model"], said[b"revision"]) == (b"ViT-L-14, clip_vit_l14_openai", b"sha256 ab")
     config = CurationConfig(root="x", score=ScoreConfig(heads=specs))
     check_head_weights(config)
     other = CurationConfig(
