@@ -28,6 +28,8 @@ TROUBLE = frozenset(
 
 TICK_S = 0.1
 """How often a process says anew what it has under way at a host, and gives back what it does not use."""
+MOST_PAUSE_S = 86_400.0
+"""Longest pause and longest delay; whoever asks for more is asked by a later run anyway."""
 GAP_S = 0.02
 """Pause between two exchanges, in which requests for other hosts gather."""
 
@@ -90,7 +92,7 @@ class Hosts:
     def space(self, name: str, delay_s: float) -> None:
         """Make one request to the host in `delay_s` seconds from now on."""
         with self._lock:
-            self._host(name).delay_s = delay_s
+            self._host(name).delay_s = min(delay_s, MOST_PAUSE_S)
 
     def _host(self, name: str) -> _Host:
         if name not in self._hosts:
@@ -134,7 +136,7 @@ class Hosts:
         if pause_s <= 0:
             return
         host = self._hosts[name]
-        host.paused_until = max(host.paused_until, time.monotonic() + pause_s)
+        host.paused_until = max(host.paused_until, time.monotonic() + min(pause_s, MOST_PAUSE_S))
         host.at_once = 0
         host.ask_at = 0.0
         self._speak_of(name, host)

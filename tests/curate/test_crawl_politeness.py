@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -150,6 +151,24 @@ def test_who_would_wait_too_long_for_a_crawl_delay_is_left_to_the_next_run():
     with origin({"/robots.txt": Answer(body=b"User-agent: *\nCrawl-delay: 30\n"), "/x": Answer()}) as server:
         fetcher = Fetcher(replace(SETTINGS, consent=("tdmrep",)), Limits(8).exchange)
         assert [fetcher.fetch(f"{server.url}/x")[1].status for _ in range(3)] == [sample.OK] * 3
+
+
+@pytest.mark.parametrize("consent", [(), ("robots_txt",)])
+def test_a_host_that_asks_for_endless_pauses_holds_up_nobody_else(consent):
+    answers = {
+        "/robots.txt": Answer(body=b"User-agent: *\nCrawl-delay: 1e300\n"),
+        "/busy": Answer(status=429, headers={"Retry-After": "9" * 400}, body=b"", act="pause"),
+    }
+    with origin(answers) as endless, origin({"/x": Answer()}) as other:
+        limits = Limits(1)
+        fetchers = [Fetcher(replace(SETTINGS, consent=consent), limits.exchange) for _ in range(2)]
+        found: list[str] = []
+        together([lambda f=f: found.append(f.fetch(f"{endless.url}/busy")[1].status) for f in fetchers * 3])
+        assert found.count(sample.HTTP_BUSY) == 1
+        assert set(found) - {sample.HTTP_BUSY} <= {sample.HOST_PAUSED, sample.NOT_REQUESTED}
+        time.sleep(0.2)
+        for fetcher in fetchers:
+            assert [fetcher.fetch(f"{other.url}/x")[1].status for _ in range(3)] == [sample.OK] * 3
 
 
 def test_whoever_waits_is_told_when_the_limits_are_gone():
