@@ -30,7 +30,7 @@ DRAINED_BYTES = 65_536
 Hop = Callable[[Url], None]
 """Called with each URL before it is asked; raises FetchError to leave it."""
 Headers = Callable[[Url, urllib3.BaseHTTPResponse], None]
-"""Called with each final answer's headers before its body is read; raises FetchError to leave it unread."""
+"""Called with the headers of each redirect, and of the answer before its body is read; raises FetchError to end it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,12 @@ class Web:
         try:
             response = self._ask(target)
             redirect = response.headers.get("Location") if response.status in REDIRECT else None
-            if redirect is not None:
-                return redirect
-            if not 200 <= response.status < 300:
+            if redirect is None and not 200 <= response.status < 300:
                 raise _status_error(response)
             if before_body is not None:
                 before_body(target, response)
+            if redirect is not None:
+                return redirect
             return Reply(body=_body(response, max_bytes), http_status=response.status, url=target.url)
         except (exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise FetchError(_class_of(error), _words(error)) from error

@@ -95,7 +95,7 @@ class Fetcher:
         outcome.http_status = response.status
         values = {column: response.headers.getlist(header) for column, header in HEADERS.items()}
         for column, said in values.items():
-            outcome.signals[column] = ", ".join(said)[:MOST_SIGNAL_CHARS] or None
+            outcome.signals[column] = ", ".join(said)[:MOST_SIGNAL_CHARS] or outcome.signals.get(column)
         settings = self._settings
         directive = x_robots_opt_out(values["x_robots_tag"], settings.user_agent_token, settings.opt_out_directives)
         if "x_robots_tag" in settings.consent and directive:

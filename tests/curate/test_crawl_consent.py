@@ -352,6 +352,24 @@ def test_headers_and_assertions_exclude_and_are_kept():
     assert set(statuses(list(answers), answers, consent=())[0].values()) == {sample.OK}
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("X-Robots-Tag", "noai", sample.OPT_OUT_X_ROBOTS_TAG),
+        ("tdm-reservation", "1", sample.OPT_OUT_TDM_HEADER),
+        ("Content-Usage", "train-ai=n", sample.OPT_OUT_CONTENT_USAGE),
+    ],
+)
+def test_what_a_redirect_says_is_heeded(header, value, status):
+    with origin({"/x": Answer()}) as server:
+        server.answers["/a"] = Answer(status=302, headers={"Location": "/x", header: value}, body=b"")
+        _, outcome = Fetcher(SETTINGS, Limits(4).exchange).fetch(f"{server.url}/a")
+        assert (outcome.status, server.asked("/x")) == (status, 0)
+        data, outcome = Fetcher(replace(SETTINGS, consent=()), Limits(4).exchange).fetch(f"{server.url}/a")
+    assert (data, outcome.status, outcome.http_status) == (JPEG, sample.OK, 200)
+    assert value in outcome.signals.values()
+
+
 def test_the_body_of_an_opted_out_picture_is_not_read():
     dripping = Answer(act="drip", headers={"X-Robots-Tag": "noai"}, body=bytes(1_000_000))
     with origin({"/a": dripping}) as server:
