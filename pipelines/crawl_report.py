@@ -76,7 +76,7 @@ def crawl_report(root: Root) -> dict[str, Any]:
         for row in rows.group_by(["host", "status"]).aggregate([([], "count_all")]).to_pylist():
             seen[row["host"], row["status"]] += row["count_all"]
         rounds.setdefault(name.rpartition("-")[2], []).append(_asked(rows))
-    by_round = {name: _round(pa.concat_tables(parts)) for name, parts in sorted(rounds.items())}
+    by_round = {name: _round(pa.concat_tables(parts)) for name, parts in sorted(rounds.items(), key=round_order)}
     return {
         "rows": seen.total(),
         "requests": sum(said["requests"] for said in by_round.values()),
@@ -84,6 +84,11 @@ def crawl_report(root: Root) -> dict[str, Any]:
         "rounds": by_round,
         "hosts": _hosts(seen),
     }
+
+
+def round_order(item: tuple[str, Any]) -> tuple[int, str]:
+    """Return what sorts items by the rounds that they are named after: r100 comes after r99."""
+    return len(item[0]), item[0]
 
 
 def lines(report: dict[str, Any]) -> list[str]:

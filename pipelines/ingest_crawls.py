@@ -19,7 +19,7 @@ from curate.config import CurationConfig, IngestConfig, WebSource
 from curate.crawl import download, lists
 from curate.crawl.limits import Limits
 from curate.crawl.retry import Tried, next_run_at_s
-from pipelines.crawl_report import Watch
+from pipelines.crawl_report import Watch, round_order
 from pipelines.progress import Progress
 from pipelines.runner import Fragment, Made, Report, Runner, Shared, Step, WouldMake, say
 from pipelines.store import Root, digest, fragments, parquet_bytes, scratch_file, table_file
@@ -84,11 +84,11 @@ def fetch_crawls(runner: Runner, step: Step) -> tuple[Report, list[Fragment]]:
     """
     chunks = [_with_rounds(runner, step, chunk) for chunk in _chunks(runner.root)]
     now_s = time.time()
-    rows = {chunk: due for chunk in chunks if (due := _due(runner, chunk, now_s)) is not None}
-    if runner.dry_run and rows:
-        raise WouldMake(step.table, len(rows), len(chunks))
-    stems, alarms = _download(runner, {chunk.fetches(chunk.rounds).name: due for chunk, due in rows.items()}, chunks)
-    wanted = [chunk.fetches(number) for chunk in chunks for number in range(chunk.rounds + (chunk in rows))]
+    due = {chunk: len(rows) for chunk in chunks if (rows := _due(runner, chunk, now_s)) is not None}
+    if runner.dry_run and due:
+        raise WouldMake(step.table, len(due), len(chunks))
+    stems, alarms = _download(runner, due, now_s)
+    wanted = [chunk.fetches(number) for chunk in chunks for number in range(chunk.rounds + (chunk in due))]
     wanted = [replace(f, arguments=(*f.arguments, stems.get(f.name))) for f in wanted]
     report = runner.run(step, sorted(wanted, key=lambda fragment: fragment.name))
     for source in {chunk.source for chunk in chunks}:
@@ -98,8 +98,10 @@ def fetch_crawls(runner: Runner, step: Step) -> tuple[Report, list[Fragment]]:
             f"{alarms[0]}: the crawl was stopped, what came in is kept. Check the network and the lists, then run the"
             f" same command; ingest.alarm_share = {runner.config.ingest.alarm_share} is the limit (null: none)"
         )
-    receipts = fragments(runner.root, "fetches")
-    return report, [_samples_fragment(runner.config, chunk, receipts) for chunk in chunks]
+    rounds: dict[str, dict[str, str]] = {}
+    for name, receipt in sorted(fragments(runner.root, "fetches").items(), key=round_order):
+        rounds.setdefault(name.rpartition("-r")[0], {})[name] = receipt
+    return report, [_samples_fragment(runner.config, chunk, rounds[chunk.name]) for chunk in chunks]
 
 
 def _chunks(root: Root) -> Iterator[Chunk]:
@@ -114,10 +116,10 @@ def _with_rounds(runner: Runner, step: Step, chunk: Chunk) -> Chunk:
     return chunk
 
 
-def _samples_fragment(config: CurationConfig, chunk: Chunk, receipts: dict[str, str]) -> Fragment:
-    rounds = [name for name in sorted(receipts) if name.rpartition("-r")[0] == chunk.name]
-    made_from = [chunk.made_from, [receipts[name] for name in rounds], config.ingest.allowed_licenses]
-    return Fragment(name=chunk.name, made_from=made_from, arguments=("web", chunk.source, chunk.name, rounds))
+def _samples_fragment(config: CurationConfig, chunk: Chunk, rounds: dict[str, str]) -> Fragment:
+    """Return the fragment that the chunk's rounds, by name with their receipts, make."""
+    made_from = [chunk.made_from, list(rounds.values()), config.ingest.allowed_licenses]
+    return Fragment(name=chunk.name, made_from=made_from, arguments=("web", chunk.source, chunk.name, list(rounds)))
 
 
 def _due(runner: Runner, chunk: Chunk, now_s: float) -> pa.Table | None:
@@ -168,18 +170,20 @@ def _tried(root: Root, rounds: list[str]) -> dict[str, Tried]:
     return found
 
 
-def _download(runner: Runner, rows: dict[str, pa.Table], chunks: list[Chunk]) -> tuple[dict[str, str], list[str]]:
-    """Download the rounds, by name, unless an interrupted run has; return their shards, and what alarms said."""
+def _download(runner: Runner, due: dict[Chunk, int], now_s: float) -> tuple[dict[str, str], list[str]]:
+    """Download the next round of chunks with rows that are due, unless an interrupted run has.
+
+    Returns the shards by the rounds' names, and what alarms said.
+    """
     stems: dict[str, str] = {}
     alarms = []
-    for source in sorted({chunk.source for chunk in chunks}):
+    for source in sorted({chunk.source for chunk in due}):
         folder = runner.root.fs.unstrip_protocol(runner.root.path(_download_folder(source)))
-        names = {chunk.fetches(chunk.rounds).name for chunk in chunks if chunk.source == source}
-        wanted = {name: rows[name] for name in sorted(names & rows.keys()) if len(rows[name])}
+        wanted = {c.fetches(c.rounds).name: c for c, num_rows in due.items() if c.source == source and num_rows}
         download.discard_cut_off(folder)
-        if left := {name: wanted[name] for name in wanted.keys() - download.finished(folder).keys()}:
+        if left := {name: wanted[name] for name in sorted(wanted.keys() - download.finished(folder).keys())}:
             with runner.shared(Limits, "exchange", runner.config.ingest.requests_per_host) as limits:
-                alarms += _ask(runner, source, dict(sorted(left.items())), limits)
+                alarms += _ask(runner, source, left, now_s, limits)
         found = download.finished(folder)
         if lost := sorted(wanted.keys() - found.keys()):
             raise RuntimeError(f"img2dataset did not finish shard {lost[0]}: run the command again")
@@ -187,17 +191,21 @@ def _download(runner: Runner, rows: dict[str, pa.Table], chunks: list[Chunk]) ->
     return stems, alarms
 
 
-def _ask(runner: Runner, source: str, rows: dict[str, pa.Table], limits: Shared) -> list[str]:
-    work = f"{_download_folder(source)}/{digest(sorted(rows))}"
-    for name, listed in rows.items():
-        chunk = pa.array([name] * len(listed), pa.string())
-        runner.root.write(f"{work}-lists/{name}.parquet", parquet_bytes(listed.append_column("chunk", chunk)))
+def _ask(runner: Runner, source: str, rounds: dict[str, Chunk], now_s: float, limits: Shared) -> list[str]:
+    """Download the rounds; their rows are read anew, one chunk at a time, as all of them may not fit in memory."""
+    work = f"{_download_folder(source)}/{digest(sorted(rounds))}"
+    count = 0
+    for name, chunk in rounds.items():
+        rows = _due(runner, chunk, now_s)
+        assert rows is not None
+        named = rows.append_column("chunk", pa.array([name] * len(rows), pa.string()))
+        runner.root.write(f"{work}-lists/{name}.parquet", parquet_bytes(named))
+        count += len(rows)
     runner.root.remove(f"{work}-alarm.txt")
     folder = runner.root.fs.unstrip_protocol(runner.root.path(work))
     log = Path(tempfile.gettempdir()) / f"darkroom-img2dataset-{source}.log"
-    count = sum(map(len, rows.values()))
-    say(f"download {source}: {count:,} rows in {len(rows)} shards; img2dataset's own output is in {log}")
-    with Progress(f"download {source}", len(rows), 0) as progress, Watch(folder, progress):
+    say(f"download {source}: {count:,} rows in {len(rounds)} shards; img2dataset's own output is in {log}")
+    with Progress(f"download {source}", len(rounds), 0) as progress, Watch(folder, progress):
         download.download(f"{folder}-lists", folder, runner.config.ingest, limits, log)
     said = download.alarm(folder)
     return [] if said is None else [f"crawl {source}: {said}"]

@@ -19,8 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from curate import sample
 from curate.config import CurationConfig
+from curate.config.ingest import CONSENT_SIGNALS
 from curate.config_file import read_settings
+from curate.crawl.fetcher import SIGNALS
 from curate.weights import registry
 from pipelines.command import curation_section
 from schemas.tables import TABLES
@@ -306,3 +309,13 @@ def test_the_tutorials_settings_are_taken_with_the_demos(here):
     assert document["selection"].keys() == yaml.safe_load((PROJECT / "pipelines/demo.yaml").read_text())[
         "selection"
     ].keys() | {"min_side_px"}
+
+
+def test_every_status_and_consent_signal_is_explained():
+    page = (PROJECT / "docs" / "curation.md").read_text()
+    statuses = {value for name, value in vars(sample).items() if name.isupper() and value != sample.OK}
+    assert len(statuses) == 40
+    assert [status for status in sorted(statuses) if f"`{status}`" not in page] == []
+    table = [line.split("|")[2:4] for line in page.splitlines() if "| `opt_out_" in line]
+    assert {column.strip(" `") for column, _ in table} == set(SIGNALS)
+    assert {reason.strip(" `").removeprefix("opt_out_") for _, reason in table} == set(CONSENT_SIGNALS)

@@ -52,13 +52,14 @@ class EmbedConfig:
     gpus_per_actor: float = 1.0
     """GPUs of each model process; below 1, several share one."""
     max_megapixels: float = 120.0
-    """Larger pictures are refused by their header, before decoding."""
+    """Larger pictures are refused by their header, before decoding; 178 at most, which is what Pillow opens."""
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "embed.batch_size", self.batch_size, "must be at least 1")
         require(self.actors > 0, "embed.actors", self.actors, "must be at least 1")
         require(self.decode_threads > 0, "embed.decode_threads", self.decode_threads, "must be at least 1")
-        require(self.max_megapixels > 0, "embed.max_megapixels", self.max_megapixels, "must be above 0")
+        pixels_ok = 0 < self.max_megapixels <= 178
+        require(pixels_ok, "embed.max_megapixels", self.max_megapixels, "must be above 0 and at most 178")
         share = self.gpus_per_actor
         fits = 0 < share <= 1 or share == int(share) > 0
         require(fits, "embed.gpus_per_actor", share, "must be a share of one GPU (above 0, up to 1) or a whole number")

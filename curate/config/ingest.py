@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from curate.config.check import require
@@ -181,9 +182,11 @@ class IngestConfig:
     def __post_init__(self) -> None:
         require(self.rows_per_shard > 1, "ingest.rows_per_shard", self.rows_per_shard, "must be at least 2")
         for name in ("download_threads", "timeout_s", "deadline_s", "max_bytes", "requests_per_host", "host_failures"):
-            require(getattr(self, name) > 0, f"ingest.{name}", getattr(self, name), "must be above 0")
+            require(0 < getattr(self, name) < inf, f"ingest.{name}", getattr(self, name), "must be a number above 0")
         for name in ("retries", "longest_wait_s", "host_pause_s"):
-            require(getattr(self, name) >= 0, f"ingest.{name}", getattr(self, name), "must be 0 or more")
+            require(
+                0 <= getattr(self, name) < inf, f"ingest.{name}", getattr(self, name), "must be a number, 0 or more"
+            )
         require(0 <= self.max_redirects <= 5, "ingest.max_redirects", self.max_redirects, "must be 0..5")
         share_ok = self.alarm_share is None or 0 < self.alarm_share < 1
         require(share_ok, "ingest.alarm_share", self.alarm_share, "must be above 0 and below 1, or null")

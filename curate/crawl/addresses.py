@@ -15,6 +15,9 @@ from curate.crawl.errors import FetchError
 KNOWN_FOR_S = 300.0
 """How long the answer for a name is used again, a failure too."""
 
+MOST_NAMES = 100_000
+"""Names whose answers are kept."""
+
 IPV6_PUBLIC = ipaddress.IPv6Network("2000::/3")
 """The routed part of IPv6; loopback, mapped, NAT64, link-local, private and multicast addresses lie outside."""
 
@@ -85,7 +88,10 @@ class Resolver:
         if until < time.monotonic():
             found = _ask(host)
             with self._lock:
+                self._known.pop(host, None)
                 self._known[host] = (time.monotonic() + KNOWN_FOR_S, found)
+                if len(self._known) > MOST_NAMES:
+                    del self._known[next(iter(self._known))]  # the oldest
         if isinstance(found, FetchError):
             raise found.again()
         return found

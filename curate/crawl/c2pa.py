@@ -12,6 +12,8 @@ from typing import Any
 
 import cbor2
 
+from curate.sample import storable
+
 LABELS = ("c2pa.training-mining", "cawg.training-mining")
 TRAINING = ("ai_training", "ai_generative_training", "data_mining")
 """Entries that concern training; the fourth, ai_inference, does not."""
@@ -42,9 +44,10 @@ def opt_out(said: dict[str, str]) -> str | None:
 
 def _entries(content: Any) -> dict[str, str]:
     try:
-        return {str(name).partition(".")[2]: str(entry["use"]) for name, entry in content["entries"].items()}
-    except (TypeError, KeyError, AttributeError):
+        said = {str(name): str(entry["use"]) for name, entry in content["entries"].items()}
+    except (TypeError, KeyError, AttributeError, ValueError):  # ValueError: a number of thousands of digits
         return {"assertion": "unreadable"}
+    return {storable(name).partition(".")[2]: storable(answer) for name, answer in said.items()}
 
 
 def _manifest_store(data: bytes) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
@@ -80,10 +79,21 @@ def read_tdmrep(text: str) -> list[str]:
 
 def is_reserved(path: str, locations: Sequence[str]) -> bool:
     """Return whether a path lies in one of the locations: prefixes with * for anything and $ for the end."""
-    return any(_pattern(location).match(path) for location in locations)
+    return any(_fits(path, location) for location in locations)
 
 
-def _pattern(location: str) -> re.Pattern[str]:
-    ends = location.endswith("$")
-    parts = [re.escape(part) for part in re.sub(r"\*+", "*", location.removesuffix("$")).split("*")]
-    return re.compile(".*?".join(parts) + ("$" if ends else ""), re.DOTALL)
+def _fits(path: str, location: str) -> bool:
+    """Return whether a path fits one location; without a regular expression, which many * would keep busy for ever."""
+    first, *parts = location.removesuffix("$").split("*")
+    last = parts.pop() if parts else None
+    if not path.startswith(first):
+        return False
+    at = len(first)
+    for part in parts:
+        found = path.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    if not location.endswith("$"):
+        return last is None or path.find(last, at) >= 0
+    return len(path) == at if last is None else path[at:].endswith(last)

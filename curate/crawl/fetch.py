@@ -30,7 +30,7 @@ DRAINED_BYTES = 65_536
 Hop = Callable[[Url], None]
 """Called with each URL before it is asked; raises FetchError to leave it."""
 Headers = Callable[[Url, urllib3.BaseHTTPResponse], None]
-"""Called with each final answer's headers before its body is read; raises FetchError to leave it unread."""
+"""Called with the headers of each redirect, and of the answer before its body is read; raises FetchError to end it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Web:
                 left_s -= time.monotonic() - started
             if isinstance(reply, Reply):
                 return reply
-            target = parsed(urljoin(target.url, reply))
+            target = parsed(_absolute(target.url, reply))
         raise FetchError(sample.REDIRECTS, f"more than {self._max_redirects} redirects")
 
     def space(self, host: str, delay_s: float) -> None:
@@ -85,12 +85,12 @@ class Web:
         try:
             response = self._ask(target)
             redirect = response.headers.get("Location") if response.status in REDIRECT else None
-            if redirect is not None:
-                return redirect
-            if not 200 <= response.status < 300:
+            if redirect is None and not 200 <= response.status < 300:
                 raise _status_error(response)
             if before_body is not None:
                 before_body(target, response)
+            if redirect is not None:
+                return redirect
             return Reply(body=_body(response, max_bytes), http_status=response.status, url=target.url)
         except (exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise FetchError(_class_of(error), _words(error)) from error
@@ -131,6 +131,14 @@ def parsed(url: str) -> Url:
     return target._replace(fragment=None)
 
 
+def _absolute(url: str, location: str) -> str:
+    """Return where a Location header leads; raises FetchError where it is no URL."""
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise FetchError(sample.MISSING_URL, f"a redirect to no URL: {error}") from error
+
+
 def place(target: Url) -> str:
     """Return host:port, without the port where it is the scheme's own."""
     port = target.port or DEFAULT_PORT[target.scheme or "http"]
@@ -150,25 +158,30 @@ def _retry_after_s(value: str | None) -> float | None:
     """Return the seconds of a Retry-After header (RFC 9110, 10.2.3), None where it says nothing readable."""
     if value is None:
         return None
-    if value.strip().isdigit():
-        return float(value)
     try:
+        if value.strip().isdecimal():
+            return float(value)
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a year or a time zone of many digits
         return None
 
 
 def _body(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
-    announced = response.headers.get("Content-Length", "")
-    if announced.isdigit() and int(announced) > max_bytes:
+    announced = _left_bytes(response)
+    if announced is not None and announced > max_bytes:
         raise FetchError(sample.TOO_MANY_BYTES, f"{announced} bytes announced, {max_bytes} are allowed")
     body = response.read(max_bytes + 1, decode_content=False)
     if len(body) > max_bytes:
         raise FetchError(sample.TOO_MANY_BYTES, f"more than {max_bytes} bytes")
-    if response.length_remaining:  # type: ignore[attr-defined]
-        raise FetchError(sample.CONNECTION, f"ended {response.length_remaining} bytes early")  # type: ignore[attr-defined]
+    if left := _left_bytes(response):
+        raise FetchError(sample.CONNECTION, f"ended {left} bytes early")
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     return body if encoding in ("", "identity") else _decoded(body, encoding, max_bytes)
+
+
+def _left_bytes(response: urllib3.BaseHTTPResponse) -> int | None:
+    """Return how much of the body was announced and not read yet; None where nothing that can be relied on was."""
+    return response.length_remaining  # type: ignore[attr-defined, no-any-return]
 
 
 def _decoded(body: bytes, encoding: str, max_bytes: int) -> bytes:
@@ -186,8 +199,8 @@ def _decoded(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
 def _let_go(response: urllib3.BaseHTTPResponse) -> None:
     """Keep the connection for the next request where little of the answer is left; close it otherwise."""
-    announced = response.headers.get("Content-Length", "")
-    if not response.closed and announced.isdigit() and int(announced) <= DRAINED_BYTES:
+    left = _left_bytes(response)
+    if not response.closed and left is not None and left <= DRAINED_BYTES:
         response.drain_conn()
     if not response.closed:
         response.close()

@@ -19,7 +19,7 @@ from curate.crawl.limits import Exchange
 from curate.crawl.retry import pause_in_run_s
 from curate.crawl.sites import Sites
 
-MOST_HEADER_CHARS = 500
+MOST_SIGNAL_CHARS = 500
 HEADERS = {"x_robots_tag": "X-Robots-Tag", "tdm_reservation": "tdm-reservation", "content_usage": "Content-Usage"}
 """Column and the header that it holds."""
 SIGNALS = ("robots_txt", "robots_usage", "tdmrep", *HEADERS, "c2pa_training_mining")
@@ -95,7 +95,7 @@ class Fetcher:
         outcome.http_status = response.status
         values = {column: response.headers.getlist(header) for column, header in HEADERS.items()}
         for column, said in values.items():
-            outcome.signals[column] = ", ".join(said)[:MOST_HEADER_CHARS] or None
+            outcome.signals[column] = ", ".join(said)[:MOST_SIGNAL_CHARS] or outcome.signals.get(column)
         settings = self._settings
         directive = x_robots_opt_out(values["x_robots_tag"], settings.user_agent_token, settings.opt_out_directives)
         if "x_robots_tag" in settings.consent and directive:
@@ -108,7 +108,8 @@ class Fetcher:
 
     def _heed_file(self, data: bytes, outcome: Outcome) -> None:
         said = c2pa.training_mining(data)
-        outcome.signals["c2pa_training_mining"] = ", ".join(f"{use}={answer}" for use, answer in said.items()) or None
+        told = ", ".join(f"{use}={answer}" for use, answer in said.items())
+        outcome.signals["c2pa_training_mining"] = told[:MOST_SIGNAL_CHARS] or None
         use = c2pa.opt_out(said)
         if "c2pa" in self._settings.consent and use:
-            raise FetchError(sample.OPT_OUT_C2PA, f"{use}: {said[use]}")
+            raise FetchError(sample.OPT_OUT_C2PA, f"{use}: {said[use]}"[:MOST_SIGNAL_CHARS])

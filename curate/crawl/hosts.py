@@ -28,6 +28,10 @@ TROUBLE = frozenset(
 
 TICK_S = 0.1
 """How often a process says anew what it has under way at a host, and gives back what it does not use."""
+MOST_PAUSE_S = 86_400.0
+"""Longest pause and longest delay; whoever asks for more is asked by a later run anyway."""
+MOST_HOSTS = 100_000
+"""From here on, hosts of which nothing is to be known are forgotten."""
 GAP_S = 0.02
 """Pause between two exchanges, in which requests for other hosts gather."""
 
@@ -59,6 +63,7 @@ class Hosts:
         self._exchange, self._name = exchange, uuid.uuid4().hex
         self._failures, self._pause_s, self._longest_wait_s = failures, pause_s, longest_wait_s
         self._hosts: dict[str, _Host] = {}
+        self._forgets_at = MOST_HOSTS
         self._open: set[str] = set()
         """Hosts of which there is something to say."""
         self._lock = threading.Lock()
@@ -90,12 +95,25 @@ class Hosts:
     def space(self, name: str, delay_s: float) -> None:
         """Make one request to the host in `delay_s` seconds from now on."""
         with self._lock:
-            self._host(name).delay_s = delay_s
+            self._host(name).delay_s = min(delay_s, MOST_PAUSE_S)
 
     def _host(self, name: str) -> _Host:
         if name not in self._hosts:
+            self._forget()
             self._hosts[name] = _Host(turns=threading.Condition(self._lock))
         return self._hosts[name]
+
+    def _forget(self) -> None:
+        """Drop the hosts that nobody asks or is to spare, where there are many; their failures are forgotten, too."""
+        if len(self._hosts) < self._forgets_at:
+            return
+        now = time.monotonic()
+        self._hosts = {
+            name: host
+            for name, host in self._hosts.items()
+            if name in self._open or host.under_way or host.waiting or host.delay_s or host.paused_until > now
+        }
+        self._forgets_at = max(MOST_HOSTS, 2 * len(self._hosts))
 
     def _take(self, name: str, host: _Host) -> None:
         gives_up_at = time.monotonic() + self._longest_wait_s
@@ -134,7 +152,7 @@ class Hosts:
         if pause_s <= 0:
             return
         host = self._hosts[name]
-        host.paused_until = max(host.paused_until, time.monotonic() + pause_s)
+        host.paused_until = max(host.paused_until, time.monotonic() + min(pause_s, MOST_PAUSE_S))
         host.at_once = 0
         host.ask_at = 0.0
         self._speak_of(name, host)

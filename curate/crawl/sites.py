@@ -134,5 +134,5 @@ def _reserved(text: str) -> list[str] | None:
     """Return the reserved locations; a page that a host shows for every missing file is no tdmrep.json."""
     try:
         return read_tdmrep(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -28,8 +28,8 @@ from curate.bad_input import BadInput
 REGISTRY_FILE = Path(__file__).resolve().parents[2] / "infra" / "weights.yaml"
 PINS_FILE = "pins.json"
 FORMATS = (".safetensors", ".npz", ".npy", ".pth", ".zip", ".onnx")
-"""None is unpickled freely: .pth by torch.load(weights_only=True), that of FID by its library behind the checksum, .npz
-and .npy without pickles, .zip is a SavedModel of which the checkpoint's variables are read, .onnx is for OpenCV."""
+"""None is unpickled freely: .pth by torch.load(weights_only=True), .npz and .npy without pickles, .zip is a SavedModel
+of which the checkpoint's variables are read, .onnx is for OpenCV."""
 KINDS = ("open_clip", "diffusers", "head", "inception", "face_detector")
 SCHEMES = ("https", "http", "file")
 CHUNK_BYTES = 1 << 20

@@ -149,6 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer.body[:100])
         self.close_connection = True
 
+    def raw(self, answer: Answer) -> None:
+        """Send the body as all there is, headers and all."""
+        self.wfile.write(answer.body)
+        self.close_connection = True
+
     def drip(self, answer: Answer) -> None:
         """Send a byte now and then, for ever."""
         self.head(answer, len(answer.body))

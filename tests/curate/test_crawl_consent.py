@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import time
 import zlib
 from dataclasses import replace
 
@@ -92,6 +93,29 @@ def test_tdmrep_locations():
         read_tdmrep('{"tdm-reservation": 1}')
 
 
+@pytest.mark.parametrize(
+    ("location", "reserved"),
+    [
+        ("/", ["/", "/a", "/a/b.jpg", "/ab/a"]),
+        ("/a", ["/a", "/a/b.jpg", "/ab/a"]),
+        ("/a$", ["/a"]),
+        ("*", ["/", "/a", "/a/b.jpg", "/ab/a"]),
+        ("/*b", ["/a/b.jpg", "/ab/a"]),
+        ("/a*a$", ["/ab/a"]),
+        ("/**b**.jpg$", ["/a/b.jpg"]),
+        ("*$", ["/", "/a", "/a/b.jpg", "/ab/a"]),
+    ],
+)
+def test_a_location_is_a_prefix_with_wildcards(location, reserved):
+    assert [path for path in ("/", "/a", "/a/b.jpg", "/ab/a") if is_reserved(path, [location])] == reserved
+
+
+def test_a_location_of_many_wildcards_is_decided_at_once():
+    started = time.monotonic()
+    assert not is_reserved("/" + "a" * 2000, ["/" + "*a" * 30 + "*b"])
+    assert time.monotonic() - started < 0.1
+
+
 def box(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", 8 + len(content)) + kind + content
 
@@ -154,8 +178,19 @@ def test_what_c2pa_assertions_mean():
     assert use({"cawg.data_mining": {"use": "constrained"}}, "cawg.training-mining") == "data_mining"
     assert use({"c2pa.ai_generative_training": {"use": "notAllowed"}}, "c2pa.training-mining__1") is not None
     assert use("broken") == "assertion"
+    assert use({"c2pa.ai_training": {"use": 10**6000}}) == "assertion"
     assert use(NO_TRAINING, "c2pa.actions") is None
     assert c2pa.training_mining(JPEG) == {}
+
+
+def test_what_assertions_say_fits_a_column_of_text():
+    said = '{"entries": {"c2pa.ai_training": {"use": "\\ud800' + "x" * 5000 + '"}}}'
+    manifest = labelled("c2pa", labelled("c2pa.training-mining", box(b"json", said.encode())))
+    with origin({"/a": Answer(body=in_png(manifest))}) as server:
+        _, outcome = Fetcher(SETTINGS, Limits(4).exchange).fetch(f"{server.url}/a")
+    assert outcome.status == sample.OPT_OUT_C2PA
+    assert outcome.signals["c2pa_training_mining"] == "ai_training=?" + "x" * 487
+    assert outcome.error == "ai_training: ?" + "x" * 486
 
 
 @pytest.mark.parametrize("inside", [in_jpeg, in_png, in_webp])
@@ -279,8 +314,9 @@ def test_tdmrep_file():
     found, asked = statuses(["/art/a", "/b"], answers)
     assert found == {"/art/a": sample.OPT_OUT_TDMREP, "/b": sample.OK}
     assert asked == ["/robots.txt", "/.well-known/tdmrep.json", "/b"]
-    page = {"/.well-known/tdmrep.json": Answer(body=b"<html>not found</html>"), "/art/a": Answer()}
-    assert statuses(["/art/a"], page)[0] == {"/art/a": sample.OK}
+    for body in (b"<html>not found</html>", b"[" * 100_000):
+        page = {"/.well-known/tdmrep.json": Answer(body=body), "/art/a": Answer()}
+        assert statuses(["/art/a"], page)[0] == {"/art/a": sample.OK}
 
 
 def test_headers_and_assertions_exclude_and_are_kept():
@@ -314,6 +350,24 @@ def test_headers_and_assertions_exclude_and_are_kept():
         "c2pa_training_mining": None,
     }
     assert set(statuses(list(answers), answers, consent=())[0].values()) == {sample.OK}
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("X-Robots-Tag", "noai", sample.OPT_OUT_X_ROBOTS_TAG),
+        ("tdm-reservation", "1", sample.OPT_OUT_TDM_HEADER),
+        ("Content-Usage", "train-ai=n", sample.OPT_OUT_CONTENT_USAGE),
+    ],
+)
+def test_what_a_redirect_says_is_heeded(header, value, status):
+    with origin({"/x": Answer()}) as server:
+        server.answers["/a"] = Answer(status=302, headers={"Location": "/x", header: value}, body=b"")
+        _, outcome = Fetcher(SETTINGS, Limits(4).exchange).fetch(f"{server.url}/a")
+        assert (outcome.status, server.asked("/x")) == (status, 0)
+        data, outcome = Fetcher(replace(SETTINGS, consent=()), Limits(4).exchange).fetch(f"{server.url}/a")
+    assert (data, outcome.status, outcome.http_status) == (JPEG, sample.OK, 200)
+    assert value in outcome.signals.values()
 
 
 def test_the_body_of_an_opted_out_picture_is_not_read():

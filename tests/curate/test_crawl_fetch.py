@@ -15,6 +15,7 @@ from curate.config import IngestConfig
 from curate.crawl.addresses import Resolver, is_public
 from curate.crawl.errors import FetchError
 from curate.crawl.fetch import Web
+from curate.crawl.fetcher import Fetcher
 from curate.crawl.limits import Limits
 from tests.curate.crawl_origin import JPEG, Answer, bomb, origin, redirect
 
@@ -182,6 +183,41 @@ def test_each_way_to_fail_has_its_class():
         assert failures["/busy"].retry_after_s == 7.0
         assert failures["/down"].retry_after_s > 1e9
         assert server.asked("/loop") == 6
+
+
+MANY = b"9" * 5000
+HEADERS = {
+    b"302 X\r\nLocation: http://[oops": sample.MISSING_URL,
+    b"302 X\r\nLocation: //[::1": sample.MISSING_URL,
+    b"302 X\r\nLocation: http://a.example:99999/": sample.MISSING_URL,
+    b"302 X\r\nLocation: \xff\xfe\x80": sample.HTTP_GONE,
+    b"200 OK\r\nContent-Length: " + MANY: sample.OK,
+    b"200 OK\r\nContent-Length: \xb2": sample.OK,
+    b"200 OK\r\nContent-Length: -5": sample.OK,
+    b"200 OK\r\nContent-Length: 3, 4": sample.CONNECTION,
+    b"404 X\r\nContent-Length: " + MANY: sample.HTTP_GONE,
+    b"404 X\r\nContent-Length: \xb2": sample.HTTP_GONE,
+    b"200 OK\r\nTransfer-Encoding: chunked": sample.CONNECTION,
+    b"429 X\r\nRetry-After: \xb2": sample.HTTP_BUSY,
+    b"429 X\r\nRetry-After: " + MANY: sample.HTTP_BUSY,
+    b"429 X\r\nRetry-After: Mon, 01 Jan 2030 00:00:00 +" + MANY[:30]: sample.HTTP_BUSY,
+    b"429 X\r\nRetry-After: Mon, 01 Jan " + MANY[:30] + b" 00:00:00 GMT": sample.HTTP_BUSY,
+    b"200 OK\r\nno colon": sample.OK,
+    b"2000 OK": sample.CONNECTION,
+    b"nonsense": sample.CONNECTION,
+}
+
+
+@pytest.mark.parametrize(("said", "status"), HEADERS.items(), ids=lambda value: str(value)[:60])
+def test_no_header_breaks_the_crawl(said, status):
+    """Whatever a host sends, its row gets a class, and the next host is asked."""
+    with origin({"/x": Answer(body=b"HTTP/1.1 " + said + b"\r\n\r\n" + JPEG, act="raw")}) as server, origin() as other:
+        other.answers["/y"] = Answer()
+        fetcher = Fetcher(replace(LOOPBACK, retries=0, consent=()), Limits(4).exchange)
+        data, outcome = fetcher.fetch(f"{server.url}/x")
+        assert (outcome.status, data) == (status, JPEG if status == sample.OK else None)
+        assert fetcher.fetch(f"{server.url}/x")[1].status in (status, sample.HOST_PAUSED)
+        assert fetcher.fetch(f"{other.url}/y")[0] == JPEG
 
 
 def test_names_and_ports_that_lead_nowhere():

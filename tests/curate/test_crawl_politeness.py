@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,9 +11,11 @@ import pytest
 
 from curate import sample
 from curate.config import IngestConfig
+from curate.crawl.addresses import Resolver
 from curate.crawl.errors import FetchError
 from curate.crawl.fetch import Web
 from curate.crawl.fetcher import Fetcher
+from curate.crawl.hosts import Hosts
 from curate.crawl.limits import Asked, Limits
 from tests.curate.crawl_origin import Answer, origin
 
@@ -104,7 +107,7 @@ def test_two_processes_never_exceed_the_limit_together_and_all_are_served(proces
 
         together([asks(web) for web in webs for _ in range(4)])
         assert server.asked("/x") == processes * 8
-        assert server.most_at_once == at_once
+        assert at_once - 1 <= server.most_at_once <= at_once  # on a busy machine the last turn may come late
 
 
 def test_retry_after_heard_by_one_process_holds_for_the_other():
@@ -150,6 +153,51 @@ def test_who_would_wait_too_long_for_a_crawl_delay_is_left_to_the_next_run():
     with origin({"/robots.txt": Answer(body=b"User-agent: *\nCrawl-delay: 30\n"), "/x": Answer()}) as server:
         fetcher = Fetcher(replace(SETTINGS, consent=("tdmrep",)), Limits(8).exchange)
         assert [fetcher.fetch(f"{server.url}/x")[1].status for _ in range(3)] == [sample.OK] * 3
+
+
+@pytest.mark.parametrize("consent", [(), ("robots_txt",)])
+def test_a_host_that_asks_for_endless_pauses_holds_up_nobody_else(consent):
+    answers = {
+        "/robots.txt": Answer(body=b"User-agent: *\nCrawl-delay: 1e300\n"),
+        "/busy": Answer(status=429, headers={"Retry-After": "9" * 400}, body=b"", act="pause"),
+    }
+    with origin(answers) as endless, origin({"/x": Answer()}) as other:
+        limits = Limits(1)
+        fetchers = [Fetcher(replace(SETTINGS, consent=consent), limits.exchange) for _ in range(2)]
+        found: list[str] = []
+        together([lambda f=f: found.append(f.fetch(f"{endless.url}/busy")[1].status) for f in fetchers * 3])
+        assert found.count(sample.HTTP_BUSY) == 1
+        assert set(found) - {sample.HTTP_BUSY} <= {sample.HOST_PAUSED, sample.NOT_REQUESTED}
+        time.sleep(0.2)
+        for fetcher in fetchers:
+            assert [fetcher.fetch(f"{other.url}/x")[1].status for _ in range(3)] == [sample.OK] * 3
+
+
+def test_of_many_hosts_those_that_are_to_be_spared_are_remembered(monkeypatch):
+    monkeypatch.setattr("curate.crawl.hosts.MOST_HOSTS", 4)
+    hosts = Hosts(Limits(2).exchange, failures=1, pause_s=60, longest_wait_s=1)
+    hosts.space("slow.example", 0.1)
+    with pytest.raises(FetchError), hosts.turn("down.example"):
+        raise FetchError(sample.TIMEOUT, "no answer")
+    for number in range(30):
+        with hosts.turn(f"{number}.example"):
+            pass
+    deadline = time.monotonic() + 5
+    while hosts._open and time.monotonic() < deadline:
+        time.sleep(0.05)
+    hosts._forgets_at = 4
+    with hosts.turn("last.example"):
+        assert set(hosts._hosts) == {"slow.example", "down.example", "last.example"}
+    with pytest.raises(FetchError, match="down.example is left alone"), hosts.turn("down.example"):
+        pass
+
+
+def test_the_answers_for_few_names_are_kept(monkeypatch):
+    monkeypatch.setattr("curate.crawl.addresses.MOST_NAMES", 2)
+    resolver = Resolver(allowed_networks=("127.0.0.0/8",), ports=())
+    for number in (1, 2, 1, 3):
+        resolver.addresses(f"127.0.0.{number}", 80)
+    assert list(resolver._known) == ["127.0.0.2", "127.0.0.3"]
 
 
 def test_whoever_waits_is_told_when_the_limits_are_gone():

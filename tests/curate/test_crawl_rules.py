@@ -96,6 +96,8 @@ def test_the_alarm_can_be_switched_off():
         ({"allowed_networks": ("127.0.0.1/8",)}, "ingest.allowed_networks = '127.0.0.1/8': use CIDR"),
         ({"retry": (RetryPolicy(status="dns"), RetryPolicy(status="dns"))}, "ingest.retry"),
         ({"max_bytes": 0}, "ingest.max_bytes = 0"),
+        ({"longest_wait_s": float("inf")}, "ingest.longest_wait_s = inf: must be a number, 0 or more"),
+        ({"deadline_s": float("nan")}, "ingest.deadline_s = nan: must be a number above 0"),
     ],
 )
 def test_impossible_settings_are_named(changes, words):

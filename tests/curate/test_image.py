@@ -47,10 +47,25 @@ def test_sixteen_bit_grey_keeps_its_scale():
     assert decode(encoded(deep, "PNG"), 100).getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_cmyk_and_palette_and_grey_become_rgb():
-    for mode in ("CMYK", "L"):
-        assert decode(encoded(picture(3).convert(mode), "JPEG"), 100).mode == "RGB"
-    assert decode(encoded(picture(3).convert("P"), "GIF"), 100).mode == "RGB"
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("CMYK", "JPEG"), ("L", "JPEG"), ("P", "GIF"), ("1", "PNG"), ("CMYK", "TIFF")]
+)
+def test_every_mode_becomes_rgb_with_its_colours(mode, kind):
+    image = picture(3).convert(mode)
+    found = decode(encoded(image, kind, **({"quality": 100} if kind == "JPEG" else {})), 100)
+    assert found.mode == "RGB"
+    off = np.abs(np.asarray(found).astype(int) - np.asarray(image.convert("RGB")))
+    assert off.mean() < (2 if kind == "JPEG" else 0.01)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
+def test_of_an_animation_the_first_frame_counts(kind):
+    red, blue = (Image.new("RGB", (32, 32), colour) for colour in ((230, 0, 0), (0, 0, 230)))
+    data = encoded(red, kind, save_all=True, append_images=[blue, red], duration=100)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.n_frames == 3
+    off = np.abs(np.asarray(decode(data, 100)).astype(int) - np.asarray(red))
+    assert off.max() <= 6
 
 
 def test_what_cannot_be_read_has_a_status():

@@ -6,6 +6,7 @@ import simplejpeg
 from PIL import Image, ImageCms
 
 from curate import jpeg
+from curate.config import EmbedConfig
 from curate.image import UnreadableImage, decode
 from curate.picture import read_picture
 from tests.conftest import encoded, picture
@@ -129,6 +130,16 @@ def test_a_bomb_is_refused_before_either_decoder(monkeypatch, pillow_is_forbidde
     with pytest.raises(UnreadableImage, match="400 x 300 px is over the limit of 0.1 megapixels") as caught:
         read_picture(data, 0.1, 448)
     assert caught.value.status == "too_large"
+
+
+@pytest.mark.parametrize("limit", [0, 179, float("nan")])
+def test_a_limit_that_would_not_hold_is_refused(limit):
+    with pytest.raises(ValueError, match=f"embed.max_megapixels = {limit}: must be above 0 and at most 178"):
+        EmbedConfig(max_megapixels=limit)
+
+
+def test_the_largest_limit_is_one_that_pillow_opens():
+    assert 178e6 <= 2 * Image.MAX_IMAGE_PIXELS < 179e6
 
 
 @pytest.mark.parametrize("quality", range(1, 101))

@@ -23,7 +23,7 @@ import yaml
 from curate import sample
 from curate.config import RETRIES, CurationConfig, IngestConfig, RayConfig, WebSource
 from curate.config_file import as_dict
-from pipelines.crawl_report import crawl_report, lines
+from pipelines.crawl_report import crawl_report, lines, round_order
 from pipelines.ingest import ingest
 from pipelines.ingest_crawls import CrawlStopped
 from pipelines.runner import Runner
@@ -383,3 +383,12 @@ def test_the_report_counts_by_class_and_host(tmp_path, run):
     told = lines(report)
     assert told[0] == "crawl: 8 rows, 8 requests (ok 4, http_server_error 2, dns 1, http_gone 1)"
     assert told[2] == f"crawl: {host}: ok 4, http_server_error 2, http_gone 1"
+
+
+def test_the_hundredth_round_comes_after_those_before_it():
+    names = ["web-00000-r99", "web-00000-r100", "web-00000-r02"]
+    assert [name for name, _ in sorted(dict.fromkeys(names).items(), key=round_order)] == [
+        "web-00000-r02",
+        "web-00000-r99",
+        "web-00000-r100",
+    ]

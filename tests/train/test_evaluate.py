@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -245,6 +246,24 @@ def test_inception_features_are_torch_fidelitys_pooling_layer(
     expected = plain(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())[0]
     assert found.shape == (2, 2048)
     assert np.array_equal(found, expected.numpy())
+
+
+class Command:
+    """A pickle that runs a command when it is read freely."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.made,)
+
+
+def test_inceptions_file_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"weight": Command(tmp_path / "ran")}, tmp_path / "inception.pth")
+    monkeypatch.setattr(features, "checked_path_of", lambda _: tmp_path / "inception.pth")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        features._inception("mine")
+    assert not (tmp_path / "ran").exists()
 
 
 def evaluate(config: Path, ranks: int) -> dict[str, object]:

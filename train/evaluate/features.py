@@ -5,6 +5,7 @@ Shape legend: B pictures, H and W height and width in px, D feature width.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,10 @@ def joined(parts: Sequence[Features]) -> Features:
 
 
 def _inception(name: str) -> Any:
-    """Return FID's own network; torch-fidelity unpickles the file, whose checksum was compared before."""
+    """Return FID's own network; torch-fidelity, which unpickles files freely, is given one with the tensors alone."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    return FeatureExtractorInceptionV3(name, [INCEPTION_LAYER], feature_extractor_weights_path=checked_path_of(name))
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = f"{folder}/inception.pth"
+        torch.save(torch.load(checked_path_of(name), map_location="cpu", weights_only=True), tensors)
+        return FeatureExtractorInceptionV3(name, [INCEPTION_LAYER], feature_extractor_weights_path=tensors)
