@@ -133,7 +133,7 @@ def test_no_order_changes_the_survivors():
 def test_skew_costs_no_square():
     """Squares of these would not end.
 
-    A million copies, two hashes shared by 100,000 that a second one parts, and 100,000 of which each is near a thousand.
+    A million copies, two hashes shared by 100,000 that a second hash parts, and 100,000 each near a thousand others.
     """
     assert (near_duplicates(np.full(1_000_000, 7, np.uint64), 4) == 0).all()
     second = np.random.default_rng(1).integers(0, 2**64, (4, 100_000), dtype=np.uint64)

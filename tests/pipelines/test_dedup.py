@@ -16,9 +16,9 @@ from pipelines.dedup_index import earlier_entries, publish_entry
 from pipelines.dedup_sources import sources_of
 from pipelines.store import Root, commit, publish, table_file
 from tests.pipelines.dedup_corpus import (
-    PLAIN,
     PlainPool,
     alike,
+    bits_between,
     by_brute_force,
     is_shown,
     random_rows,
@@ -54,6 +54,8 @@ CASES = {
     "embeddings, few pairs": SEMANTIC | {"max_pairs": 3},
     "confirmed": {"confirm_pdq_bits": 31},
     "turned": {"turns": "all", "rows_per_block": 90},
+    "turned, confirmed": {"turns": "all", "confirm_pdq_bits": 31, "rows_per_block": 90},
+    "flipped, confirmed": {"turns": "flips", "confirm_pdq_bits": 31},
     "error images": {"error_image_captions": 2},
     "error images by URL": {"error_image_captions": 99, "error_image_urls": 3},
     "shown in an evaluation": {"rows_per_block": 50},
@@ -65,16 +67,23 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_survivors_are_those_of_brute_force(case, tmp_path):
     rows = random_rows(len(case), 240)
-    for at in range(0, 60, 3):  # a quarter turn of the one before, and a confirmed pair
-        rows[at]["phash64_turned"][5] = rows[at + 1]["phash64"]
+    for at in range(0, 60, 3):  # a turn of the one after it, the half of them by PDQ, too; and a confirmed pair
+        turn = (5, 1)[at % 2]
+        rows[at]["phash64_turned"][turn] = rows[at + 1]["phash64"]
+        rows[at]["pdq256_turned"][turn] = rows[at + 1 + at // 3 % 4 // 2]["pdq256"]
         rows[at]["pdq256"], rows[at]["pdq_quality"] = rows[at + 2]["pdq256"], 100 if at % 2 else 49
-        rows[at]["phash64"] = rows[at + 2]["phash64"]
+        rows[at]["phash64"] = rows[at + 2]["phash64"] ^ at % 2
+        rows[at]["phash64_turned"][2] = rows[at + 2]["phash64"]  # nearer, but not by PDQ
     for one in rows[::7] if case.startswith("shown") else ():
         one["source"] = "benchmark"
     alike(rows)
     config = write_tables(tmp_path, [rows[:100], [], rows[100:]], **CASES[case])
     found = run(config)
     assert survivors_of(found) == by_brute_force(rows, config.dedup)
+    of_uid = {one["uid"]: one for one in rows}
+    for uid, one in found.items():
+        if one["kind"] == "perceptual":
+            assert one["distance"] == bits_between(of_uid[uid], of_uid[one["survivor_uid"]], config.dedup)
     shown = {one["uid"] for one in rows if is_shown(one)}
     named = [one["survivor_uid"] for one in found.values() if one["survivor_uid"]]
     assert all(found[uid]["is_survivor"] != (uid in shown) for uid in named)
@@ -280,8 +289,3 @@ def test_an_embedding_that_is_no_number_is_named(tmp_path):
     rows[3]["embedding"] = np.full_like(rows[3]["embedding"], np.nan)
     with pytest.raises(ValueError, match=f"crawl-00000: the embedding of {rows[3]['uid']} is not finite"):
         run(write_tables(tmp_path, [rows], **SEMANTIC))
-
-
-def test_settings_that_cannot_hold_together_are_refused():
-    with pytest.raises(ValueError, match="dedup.turns = 'all': PDQ of turned pictures is not kept"):
-        replace(PLAIN, turns="all", confirm_pdq_bits=31)
