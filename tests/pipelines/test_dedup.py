@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -199,6 +200,26 @@ def test_a_second_crawl_is_compared_with_the_first_and_not_the_other_way_round(t
     assert sum(one["won_by"] == "earlier" for one in after.values()) > 20
     assert earlier_entries(one) == [] and len(earlier_entries(two)) == 1
     assert published(one) == before
+
+
+def test_a_lost_index_is_made_again(tmp_path):
+    index = {"index": str(tmp_path / "index"), **SEMANTIC}
+    one, two = (write_tables(tmp_path / name, [random_rows(1, 60)], **index) for name in "ab")
+    published(one)
+    expected = run(two)
+    assert sum(each["survivor_uid"] is not None for each in expected.values()) > 20
+    for lost in ("*/*.parquet", "*"):
+        for path in (tmp_path / "index").glob(lost):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        publish_entry(one, ["crawl-00000"])
+        assert run(two) == expected
+
+
+def test_looking_for_earlier_corpora_writes_nothing(tmp_path):
+    config = write_tables(tmp_path / "a", [random_rows(1, 5)], index=str(tmp_path / "index"))
+    before = sorted(tmp_path.rglob("*"))
+    assert earlier_entries(config) == []
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_bytes_of_an_earlier_corpus(tmp_path):
