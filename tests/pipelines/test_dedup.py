@@ -11,7 +11,7 @@ import pytest
 
 from curate.dedup.records import LEFT_OUT
 from curate.dedup.relations import NearByHash
-from pipelines import dedup_ranking, dedup_sources
+from pipelines import dedup, dedup_ranking, dedup_sources
 from pipelines.dedup import compare
 from pipelines.dedup_index import earlier_entries, publish_entry
 from pipelines.dedup_sources import sources_of
@@ -303,6 +303,15 @@ def test_the_spelling_of_a_root_does_not_make_it_another_corpus(tmp_path, monkey
     again = replace(config, root="./a")
     assert earlier_entries(again) == []
     assert published(again) == before
+
+
+def test_too_few_clusters_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dedup, "ROWS_PER_CLUSTER", 40)
+    for clusters, told in ((4, True), (10, False)):
+        settings = {"semantic_eps": 0.1, "semantic_clusters": clusters, "semantic_nearest": 3}
+        run(write_tables(tmp_path / str(clusters), [[row(at) for at in range(100)]], **settings))
+        warning = "warning: 4 semantic clusters are few: 75 samples are searched in each; raise dedup.semantic_sample"
+        assert (warning in "".join(capsys.readouterr())) == told
 
 
 def test_an_embedding_that_is_no_number_is_named(tmp_path):
