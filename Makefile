@@ -44,6 +44,7 @@ bench: install peers
 	$(BIN)/python infra/bench/near_duplicates.py
 	$(BIN)/python infra/bench/semantic.py
 	$(BIN)/python infra/bench/dedup_step.py
+	$(BIN)/python infra/bench/dedup_skew.py
 	$(BIN)/python infra/bench/dedup_at_scale.py
 	$(BIN)/python infra/bench/crawl.py
 	$(BIN)/python infra/bench/dump_ingest.py

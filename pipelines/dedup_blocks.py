@@ -57,18 +57,21 @@ class Blocks:
 
     def near_by(self, parts: Sequence[tuple[int, np.ndarray]]) -> NearByHash:
         """Return the relation over the given rows of blocks, counted from 0."""
-        turned = confirm = None
+        turned = confirm = turned_second = None
         if self.config.turns != "none":
             turned = np.ascontiguousarray(self.load("turned", parts).T)
         if self.config.confirm_pdq_bits is not None:
             words = np.ascontiguousarray(self.load("pdq", parts).T)
             confirm = Confirm(words_4N=words, radius=self.config.confirm_pdq_bits)
+        if turned is not None and confirm is not None:
+            turned_second = np.ascontiguousarray(self.load("turned_pdq", parts).transpose(1, 2, 0))
         return NearByHash(
             words_WN=self.load("phash", parts)[None],
             radius=self.config.radius_bits,
             has_hash=self.load("has_hash", parts),
             turned_TN=turned,
             confirm=confirm,
+            turned_second_T4N=turned_second,
             threads=self.threads,
         )
 

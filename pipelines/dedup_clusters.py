@@ -53,19 +53,20 @@ def places_by_batch(blocks: Blocks, block: int, first: np.ndarray) -> Parts:
     return write_parts(Root(blocks.root), path, made, batch_of(made["fragment"], first), len(first))
 
 
-def draw(
-    config: CurationConfig, number: int, batch: Batch, share: float, places: list[Parts]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the uids, uint64 (S, 2), and embeddings of about a share of a batch's ranked samples, chosen by uid."""
-    drawn = []
-    ranked = by_fragment(read_part(Root(config.root), places, number), batch)
+def draw(config: CurationConfig, number: int, batch: Batch, share: float, places: list[Parts]) -> Parts:
+    """Write the uids and embeddings of about a share of a batch's ranked samples, chosen by uid."""
+    root, drawn = Root(config.root), []
+    ranked = by_fragment(read_part(root, places, number), batch)
     for source, own in zip(batch.sources, ranked, strict=True):
         rows = read_rows(config, source, ["uid", "embedding"], []).take(pa.array(own["row"]))
         uid = words_of_hex(rows["uid"], 32)
         chosen = np.flatnonzero(uid[:, 1] <= np.uint64(min(share * 2.0**64, 2.0**64 - 2048)))
-        drawn.append((uid[chosen], fixed_size(rows["embedding"].take(pa.array(chosen)))))
-    uids, embeddings = zip(*drawn, strict=True)
-    return np.concatenate(uids), np.concatenate(embeddings)
+        embeddings_SD = fixed_size(rows["embedding"].take(pa.array(chosen)))
+        records = np.empty(len(chosen), [("uid", "u8", 2), ("embedding", "f2", embeddings_SD.shape[1:])])
+        records["uid"], records["embedding"] = uid[chosen], embeddings_SD
+        drawn.append(records)
+    made = np.concatenate(drawn)
+    return write_parts(root, f"{SCRATCH}/drawn/{number}.bin", made, np.zeros(len(made), np.int64), 1)
 
 
 def num_clusters(config: DedupConfig, samples: int) -> int:
@@ -76,14 +77,13 @@ def num_clusters(config: DedupConfig, samples: int) -> int:
     return max(1, min(max(samples // SAMPLES_A_CLUSTER, 50), drawn // DRAWN_A_CLUSTER))
 
 
-def fit(config: CurationConfig, drawn: list[tuple[np.ndarray, np.ndarray]], clusters: int) -> np.ndarray:
+def fit(config: CurationConfig, drawn: list[Parts], clusters: int) -> np.ndarray:
     """Return the centroids of the clusters, float32 (K, D); in the order of the uids, whatever that of the sources."""
     from curate.dedup.semantic import fit_clusters
 
-    uid = np.concatenate([uid for uid, _ in drawn])
-    embeddings_ND = np.concatenate([embeddings for _, embeddings in drawn])
-    order = np.lexsort((uid[:, 1], uid[:, 0]))
-    return fit_clusters(embeddings_ND[order], clusters=clusters, seed=config.dedup.seed)
+    records = read_part(Root(config.root), drawn, 0)
+    order = np.lexsort((records["uid"][:, 1], records["uid"][:, 0]))
+    return fit_clusters(records["embedding"][order], clusters=clusters, seed=config.dedup.seed)
 
 
 def assign_clusters(config: CurationConfig, pool: Any, batches: Sequence[Batch], blocks: Blocks) -> NearInClusters:
@@ -92,7 +92,7 @@ def assign_clusters(config: CurationConfig, pool: Any, batches: Sequence[Batch],
     places = pool.share(list(pool.map(places_by_batch, [(blocks, block, first) for block in range(len(blocks))])))
     share = min(1.0, dedup.semantic_sample / max(total, 1))
     to_draw = [(config, number, batch, share, places) for number, batch in enumerate(batches)]
-    drawn = pool.share(list(pool.map(draw, to_draw)))
+    drawn = list(pool.map(draw, to_draw))
     centroids = next(iter(pool.map(fit, [(config, drawn, num_clusters(dedup, total))], width, gpu=True)))
     groups = min(max(1, -(-total * dedup.semantic_nearest // dedup.rows_per_group)), max(1, len(centroids)))
     shared = pool.share(centroids)

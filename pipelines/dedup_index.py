@@ -36,13 +36,13 @@ class Entry:
 
 
 def earlier_entries(config: CurationConfig) -> list[Entry]:
-    """Return the entries before this root's own, which is given its place; raises ValueError for another model's."""
+    """Return the entries before this root's own, all where it has none yet; raises ValueError for another model's."""
     if config.dedup.index is None:
         return []
-    own, found = own_entry(config), []
+    own, found = _find_own(config), []
     for name in _names(config.dedup.index):
         said = Root(config.dedup.index).read_json(f"{name}/{PUBLISHED}")
-        if name < own and said is not None:
+        if (own is None or name < own) and said is not None:
             _check_model(config, name, said)
             files = tuple(f"{config.dedup.index.rstrip('/')}/{name}/{file}" for file in said["files"])
             found.append(Entry(name=name, digest=digest(said), files=files, rows=said["rows"]))
@@ -50,25 +50,28 @@ def earlier_entries(config: CurationConfig) -> list[Entry]:
 
 
 def own_entry(config: CurationConfig) -> str:
-    """Return the name of this root's entry, in the order of first use."""
+    """Return the name of this root's entry, in the order of first use, at which it gets its place."""
     assert config.dedup.index is not None
-    index, owner = Root(config.dedup.index), _corpus_id(Root(config.root))
-    names = _names(config.dedup.index)
-    for name in names:
-        if name.endswith(owner):
-            return name
-    name = f"{1 + max((int(name[:6]) for name in names), default=0):06d}-{owner}"
-    index.write_json(f"{name}/{OWNER}", {"root": config.root})
-    return name
-
-
-def _corpus_id(root: Root) -> str:
-    """Return what tells this corpus from every other one, however its root is spelled; made at its first use."""
+    found, root = _find_own(config), Root(config.root)
+    if found is not None:
+        return found
     said = root.read_json(CORPUS_ID)
     if said is None:
         said = {"id": uuid.uuid4().hex[:16]}
         root.write_json(CORPUS_ID, said)
-    return said["id"]
+    number = 1 + max((int(name[:6]) for name in _names(config.dedup.index)), default=0)
+    name = f"{number:06d}-{said['id']}"
+    Root(config.dedup.index).write_json(f"{name}/{OWNER}", {"root": config.root})
+    return name
+
+
+def _find_own(config: CurationConfig) -> str | None:
+    """Return the name of this root's entry, however the root is spelled; None before its first use. Writes nothing."""
+    assert config.dedup.index is not None
+    said = Root(config.root).read_json(CORPUS_ID)
+    if said is None:
+        return None
+    return next((name for name in _names(config.dedup.index) if name.endswith(said["id"])), None)
 
 
 def withdraw_entry(config: CurationConfig) -> None:
@@ -137,18 +140,22 @@ def write_index(config: CurationConfig, fragment: str, survivors: pa.ChunkedArra
 
 
 def publish_entry(config: CurationConfig, names: list[str]) -> None:
-    """Publish this root's entry for whoever comes after; removes fragments that the corpus no longer has."""
+    """Publish this root's entry for whoever comes after; lost files are made again, old ones removed."""
     if config.dedup.index is None:
         return
     index, own, root = Root(config.dedup.index), own_entry(config), Root(config.root)
     made_from = fragments(root, "duplicates")
     said = index.read_json(f"{own}/{PUBLISHED}")
-    if said is not None and said["made_from"] == made_from:
+    files, there = [f"{name}.parquet" for name in names], index.glob(f"{own}/*.parquet")
+    lost = set(files) - {path.rpartition("/")[2] for path in there}
+    if said is not None and said["made_from"] == made_from and not lost:
         return
-    files = [f"{name}.parquet" for name in names]
-    for path in index.glob(f"{own}/*.parquet"):
+    for path in there:
         if path.rpartition("/")[2] not in files:
             index.fs.rm(path)
+    for name in sorted(file.removesuffix(".parquet") for file in lost):
+        table = root.read_table(table_file("duplicates", name), ["uid", "is_survivor"])
+        write_index(config, name, table.filter(table["is_survivor"])["uid"])
     rows = manifest(root, "duplicates")["counts"].get("survivors", 0)
     entry = {"files": files, "rows": rows, "models": _model(config), "made_from": made_from}
     index.write(f"{own}/{PUBLISHED}", json.dumps(entry, indent=1).encode())

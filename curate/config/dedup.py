@@ -49,8 +49,6 @@ class DedupConfig:
         require(0 <= self.radius_bits <= 16, "dedup.radius_bits", self.radius_bits, "must be 0..16")
         pdq_ok = self.confirm_pdq_bits is None or 0 <= self.confirm_pdq_bits <= 255
         require(pdq_ok, "dedup.confirm_pdq_bits", self.confirm_pdq_bits, "must be 0..255, or null")
-        both = self.confirm_pdq_bits is not None and self.turns != "none"
-        require(not both, "dedup.turns", self.turns, "PDQ of turned pictures is not kept: set confirm_pdq_bits: null")
         eps_ok = self.semantic_eps is None or 0 < self.semantic_eps < 1
         require(eps_ok, "dedup.semantic_eps", self.semantic_eps, "must be above 0 and below 1, or null")
         share_ok = 0 <= self.max_text_share <= 1

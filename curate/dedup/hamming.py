@@ -3,7 +3,8 @@
 Each band that the radius needs (`curate.dedup.bands`) is sorted, and every bucket meets itself and
 the buckets whose value is within the band's threshold. Where two buckets that meet are both large,
 they are cut again by the remaining bands, so that a band value shared by a million hashes costs no
-million squared.
+million squared. Where no band is left, all of them are near; if a second hash must confirm, they are
+met by that one.
 
 Shape legend: W words of 64 bits, N hashes, P pairs.
 """
@@ -46,6 +47,7 @@ SMALL = 2048
 """Fewer hashes are compared each with each."""
 MIN_CUT = 4096
 """Smaller buckets are not worth another sort."""
+PDQ_BANDS = list(range(256 // BAND_BITS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +67,16 @@ def near_pairs(
     confirm: tuple[Confirm, Confirm] | None = None,
     threads: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield int64 (P, 2) of (left, right) positions at distance <= radius; a pair may come again.
+    """Yield int64 (P, 2) of (left, right) positions at distance <= radius, each pair once.
 
-    With `right_WN` None the left hashes meet each other, each pair once in a band (either order of
-    its two positions). `confirm` holds the second hash of both sides. `threads` None takes every
-    core. Stop early by closing the generator.
+    With `right_WN` None the left hashes meet each other (either order of the two positions). `confirm`
+    holds the second hash of both sides. `threads` None takes every core. Stop early by closing the
+    generator.
     """
-    bands = range(left_WN.shape[0] * 64 // BAND_BITS)
+    bands = list(range(left_WN.shape[0] * 64 // BAND_BITS))
     workers = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
-        yield from _join(_Search(radius, confirm, pool, workers), left_WN, right_WN, list(bands), radius)
+        yield from _join(_Search(radius, confirm, pool, workers), left_WN, right_WN, bands, radius, [])
 
 
 @dataclass(frozen=True)
@@ -86,41 +88,59 @@ class _Search:
 
 
 def _join(
-    search: _Search, left_WN: np.ndarray, right_WN: np.ndarray | None, bands: list[int], radius: int
+    search: _Search,
+    left_WN: np.ndarray,
+    right_WN: np.ndarray | None,
+    bands: list[int],
+    radius: int,
+    earlier: list[tuple[int, int]],
 ) -> Iterator[np.ndarray]:
-    """Meet by the given bands, in which no near pair differs by more than `radius` bits."""
+    """Meet by the given bands, in which no near pair differs by more than `radius` bits.
+
+    Pairs that agree within its limit on one of the `earlier` (band, limit) are found elsewhere.
+    """
     itself = right_WN is None
     right_count = left_WN.shape[1] if right_WN is None else right_WN.shape[1]
     if left_WN.shape[1] == 0 or right_count == 0:
         return
+    if not bands and search.confirm is not None:
+        yield from _join_by_second(search, itself)
+        return
     if not bands or max(left_WN.shape[1], right_count) <= SMALL:
         left = layout(left_WN, None)
         right = left if right_WN is None else layout(right_WN, None)
-        yield from _scan(search, left, right, masks(0), itself, np.iinfo(np.int64).max, np.full((1, 2), -1))
+        yield from _scan(search, left, right, masks(0), itself, np.iinfo(np.int64).max, earlier)
         return
-    limits = band_limits(radius, len(bands))
-    earlier = [(-1, -1)]
-    for band, limit in zip(bands, limits, strict=True):
-        if limit >= 0:
+    for band, limit in zip(bands, band_limits(radius, len(bands)), strict=True):
+        found = max((bits for other, bits in earlier if other == band), default=-1)
+        differences = masks(limit)[np.bitwise_count(masks(limit)) > found]
+        if len(differences):
             left = layout(left_WN, band, search.pool)
             right = left if right_WN is None else layout(right_WN, band, search.pool)
             others = [other for other in bands if other != band]
-            yield from _meet_buckets(search, left, right, itself, others, limit, radius, np.array(earlier, np.int64))
-            earlier.append((band, limit))
+            yield from _meet_buckets(search, left, right, differences, itself, others, radius, earlier)
+            earlier = [*earlier, (band, limit)]
+
+
+def _join_by_second(search: _Search, itself: bool) -> Iterator[np.ndarray]:
+    """Meet many rows that are all near by the first hash: only the second tells them apart."""
+    assert search.confirm is not None
+    left, right = search.confirm
+    alone = _Search(left.radius, None, search.pool, search.workers)
+    yield from _join(alone, left.words_4N, None if itself else right.words_4N, PDQ_BANDS, left.radius, [])
 
 
 def _meet_buckets(
     search: _Search,
     left: Layout,
     right: Layout,
+    differences: np.ndarray,
     itself: bool,
     others: list[int],
-    limit: int,
     radius: int,
-    earlier: np.ndarray,
+    earlier: list[tuple[int, int]],
 ) -> Iterator[np.ndarray]:
-    differences = masks(limit)
-    large = _worth_a_cut(others, radius)
+    large = _worth_a_cut(others, radius, search.confirm)
     yield from _scan(search, left, right, differences, itself, large, earlier)
     for value in np.flatnonzero(np.diff(left.starts) > large):
         for difference in differences:
@@ -136,15 +156,21 @@ def _meet_buckets(
                 None if same else right.words_WN[:, columns],
                 others,
                 radius - int(difference).bit_count(),
+                earlier,
             )
             for pairs in inner:
                 yield np.stack([left.order[rows][pairs[:, 0]], right.order[columns][pairs[:, 1]]], axis=1)
 
 
-def _worth_a_cut(bands: list[int], radius: int) -> int:
-    """Return the size of a bucket above which sorting it by further bands costs less than comparing it whole."""
+def _worth_a_cut(bands: list[int], radius: int, confirm: tuple[Confirm, Confirm] | None) -> int:
+    """Return the size of a bucket above which sorting it by further bands costs less than comparing it whole.
+
+    Where no band is left, those of the second hash are. Confirming is slow: what may need it is cut sooner.
+    """
+    if not bands and confirm is not None:
+        bands, radius = PDQ_BANDS, confirm[0].radius
     lookups = sum(len(masks(limit)) for limit in band_limits(radius, len(bands)) if limit >= 0) if bands else 0
-    return max(MIN_CUT, 64 * lookups) if bands else np.iinfo(np.int64).max
+    return max(MIN_CUT, (64 if confirm is None else 1) * lookups) if bands else np.iinfo(np.int64).max
 
 
 def _part(search: _Search, rows: np.ndarray, columns: np.ndarray) -> _Search:
@@ -165,23 +191,21 @@ def _scan(
     differences: np.ndarray,
     itself: bool,
     large: int,
-    earlier: np.ndarray,
+    earlier: list[tuple[int, int]],
 ) -> Iterator[np.ndarray]:
-    """Meet the buckets that are not both large, threads on ranges of rows; a full piece is continued later.
-
-    Pairs that agree within its limit on one of the `earlier` (band, limit) are left out: that band has found them.
-    """
+    """Meet the buckets that are not both large, threads on ranges of rows; a full piece is continued later."""
     nothing = np.empty((4, 0), np.uint64)
     confirm = (nothing, nothing, -1)
     if search.confirm is not None:
         confirm = (search.confirm[0].words_4N, search.confirm[1].words_4N, search.confirm[0].radius)
     sides = [(side.words_WN, side.order, side.starts) for side in (left, right)]
+    found_by = np.array([(-1, -1), *earlier], np.int64)
 
     def work(value: int, stop: int, mask_at: int, row: int, at: int) -> tuple[np.ndarray, tuple[int, ...] | None]:
         pairs = np.empty((PAIRS_PER_PIECE, 2), np.int64)
         place = (value, stop, mask_at, row, at)
         found, value, *rest = _scan_buckets(
-            *sides, differences, search.radius, itself, large, earlier, confirm, place, pairs
+            *sides, differences, search.radius, itself, large, found_by, confirm, place, pairs
         )
         return pairs[:found].copy(), (value, stop, *rest) if value < stop else None
 

@@ -12,7 +12,7 @@ from curate.config import DedupConfig
 from curate.dedup.text_columns import hashes_of_text, words_of_hex
 
 MIN_PDQ_QUALITY = 50
-FLIPS = 3
+FLIPS, MAX_TURNS = 3, 7
 """The first of the seven turned pictures are the flips and the half turn."""
 SHA_WORDS = 2
 """Bytes are compared by the first 128 bits of their SHA-256, as samples are by the 128 bits of their uid."""
@@ -30,9 +30,9 @@ def left_out_columns(config: DedupConfig) -> list[str]:
 
 def feature_columns(config: DedupConfig) -> list[str]:
     """Return the columns of the features table that the settings need, without the embedding."""
-    turned = ["phash64_turned"] if config.turns != "none" else []
-    pdq = ["pdq256"] if config.confirm_pdq_bits is not None else []
-    return RANK_COLUMNS + ["phash64"] + left_out_columns(config) + turned + pdq
+    names = ["phash64"] + (["pdq256"] if config.confirm_pdq_bits is not None else [])
+    turned = [f"{name}_turned" for name in names] if config.turns != "none" else []
+    return RANK_COLUMNS + left_out_columns(config) + names + turned
 
 
 def dtype(config: DedupConfig) -> np.dtype:
@@ -48,12 +48,14 @@ def came_dtype(config: DedupConfig) -> np.dtype:
 def _fields(config: DedupConfig) -> list:
     fields: list = [("key", "u8"), ("uid", "u8", 2), ("phash", "u8"), ("has_hash", "?"), ("evaluation", "?")]
     fields += [("has_equals", "?"), ("fragment", "i4"), ("row", "i4")]
-    fields += [("turned", "u8", num_turns(config))] if config.turns != "none" else []
-    return fields + ([("pdq", "u8", 4)] if config.confirm_pdq_bits is not None else [])
+    turns, confirmed = num_turns(config), config.confirm_pdq_bits is not None
+    fields += [("turned", "u8", turns)] if turns else []
+    fields += [("pdq", "u8", 4)] if confirmed else []
+    return fields + ([("turned_pdq", "u8", (turns, 4))] if turns and confirmed else [])
 
 
 def num_turns(config: DedupConfig) -> int:
-    return {"none": 0, "flips": FLIPS, "all": 7}[config.turns]
+    return {"none": 0, "flips": FLIPS, "all": MAX_TURNS}[config.turns]
 
 
 def origin(made: np.ndarray) -> np.ndarray:
@@ -116,11 +118,19 @@ def records(rows: pa.Table, fragment: int, ahead: bool, evaluation: tuple[str, .
 def _fill_hashes(made: np.ndarray, rows: pa.Table, config: DedupConfig) -> None:
     made["phash"] = rows["phash64"].to_numpy()
     made["has_hash"] = left_out(rows, config) < 0
-    if config.turns != "none":
-        made["turned"] = fixed_size(rows["phash64_turned"])[:, : num_turns(config)]
-    if config.confirm_pdq_bits is not None:
-        pdq = rows["pdq256"].combine_chunks().buffers()[1] if len(rows) else b""
-        made["pdq"] = np.frombuffer(pdq, ">u8").reshape(-1, 4)[: len(rows)]
+    turns, confirmed = num_turns(config), config.confirm_pdq_bits is not None
+    if turns:
+        made["turned"] = fixed_size(rows["phash64_turned"])[:, :turns]
+    if confirmed:
+        made["pdq"] = _pdq_words(rows["pdq256"], 1)[:, 0]
+    if turns and confirmed:
+        made["turned_pdq"] = _pdq_words(rows["pdq256_turned"], MAX_TURNS)[:, :turns]
+
+
+def _pdq_words(column: pa.ChunkedArray, hashes: int) -> np.ndarray:
+    """Return PDQ hashes, so many in each row, as words (N, hashes, 4)."""
+    raw = column.combine_chunks().buffers()[1] if len(column) else b""
+    return np.frombuffer(raw, ">u8").reshape(-1, hashes, 4)[: len(column)]
 
 
 def left_out(rows: pa.Table, config: DedupConfig) -> np.ndarray:

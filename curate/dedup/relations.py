@@ -19,6 +19,8 @@ from numba import njit
 from curate.dedup.hamming import Confirm, near_pairs
 
 NONE = -1
+FAR = 64
+"""Bits between hashes that the second hash does not confirm."""
 ENOUGH_PAIRS = 1 << 24
 """With more pairs than this for fewer rows, looking for rows without any is no gain."""
 
@@ -77,11 +79,13 @@ class NearByHash:
     turned_TN: np.ndarray | None = None
     """uint64 (T, N): the hashes of the flipped and turned picture; needs W = 1."""
     confirm: Confirm | None = None
+    turned_second_T4N: np.ndarray | None = None
+    """uint64 (T, 4, N): the second hashes of the turned picture, where turned hashes must be confirmed."""
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.turned_TN is not None and self.confirm is not None:
-            raise ValueError("turned hashes cannot be confirmed by the second hash of the picture as it is")
+        both = self.turned_TN is not None and self.confirm is not None
+        assert both == (self.turned_second_T4N is not None), "turned hashes are confirmed by turned second hashes"
 
     def near_any(self, first: int, last: int) -> np.ndarray:
         rows = np.arange(first, last)
@@ -143,12 +147,26 @@ class NearByHash:
         return np.concatenate([rows[side][near[side][first[side]]] for side in (0, 1)])
 
     def distance(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Return the bits by which the hashes of two rows differ, int64 (P,), the least over the turned ones."""
-        own = np.bitwise_count(self.words_WN[:, left] ^ self.words_WN[:, right]).sum(axis=0, dtype=np.int64)
-        for turned in self.turned_TN if self.turned_TN is not None else ():
+        """Return the bits by which the hashes of near rows differ, int64 (P,), the least over the turned ones.
+
+        What the second hash does not confirm counts as FAR.
+        """
+        least = self._bits(self._side(left), self._side(right))
+        for turn in range(self._turns):
             for one, other in ((left, right), (right, left)):
-                own = np.minimum(own, np.bitwise_count(turned[one] ^ self.words_WN[0, other]))
-        return own
+                least = np.minimum(least, self._bits(self._side(one, turn), self._side(other)))
+        return least
+
+    def _bits(self, left: _Side, right: _Side) -> np.ndarray:
+        bits = _bits_between(left.words_WN, right.words_WN)
+        if left.second is None or right.second is None:
+            return bits
+        apart = _bits_between(left.second.words_4N, right.second.words_4N)
+        return np.where(apart <= left.second.radius, bits, FAR)
+
+    @property
+    def _turns(self) -> int:
+        return 0 if self.turned_TN is None else len(self.turned_TN)
 
     def _takes_part(self, rows: np.ndarray) -> np.ndarray:
         return np.ones(len(rows), bool) if self.has_hash is None else self.has_hash[rows]
@@ -159,27 +177,48 @@ class NearByHash:
     def _keys(self, rows: np.ndarray) -> list[np.ndarray]:
         """Return what must be equal for two rows to be near the same others."""
         words = [*self.words_WN, *(self.turned_TN if self.turned_TN is not None else ())]
-        return [word[rows] for word in [*words, *(self.confirm.words_4N if self.confirm else ())]]
+        words.extend(self.confirm.words_4N if self.confirm else ())
+        for second_4N in self.turned_second_T4N if self.turned_second_T4N is not None else ():
+            words.extend(second_4N)
+        return [word[rows] for word in words]
 
     def _near(self, left: np.ndarray, right: np.ndarray | None) -> Iterator[np.ndarray]:
         """Yield near pairs as positions in `left` and `right` (None: left itself)."""
-        words, confirm = self._confirm_words(left), None
-        if self.confirm is not None and words is not None:
-            confirm = (words, words if right is None else self._confirm_words(right) or words)
-        own = self.words_WN[:, left]
-        others = None if right is None else self.words_WN[:, right]
-        yield from near_pairs(own, others, self.radius, confirm=confirm, threads=self.threads)
-        for turned in self.turned_TN if self.turned_TN is not None else ():
-            base = own if others is None else others
-            for pairs in near_pairs(turned[None, left], base, self.radius, threads=self.threads):
+        own, others = self._side(left), None if right is None else self._side(right)
+        yield from self._met(own, others)
+        for turn in range(self._turns):
+            for pairs in self._met(self._side(left, turn), others or own):
                 yield pairs if right is not None else pairs[pairs[:, 0] != pairs[:, 1]]
             if right is not None:
-                yield from near_pairs(own, turned[None, right], self.radius, threads=self.threads)
+                yield from self._met(own, self._side(right, turn))
 
-    def _confirm_words(self, rows: np.ndarray) -> Confirm | None:
-        if self.confirm is None:
-            return None
-        return Confirm(words_4N=np.ascontiguousarray(self.confirm.words_4N[:, rows]), radius=self.confirm.radius)
+    def _met(self, left: _Side, right: _Side | None) -> Iterator[np.ndarray]:
+        confirm = None if left.second is None else (left.second, (right or left).second or left.second)
+        others = None if right is None else right.words_WN
+        return near_pairs(left.words_WN, others, self.radius, confirm=confirm, threads=self.threads)
+
+    def _side(self, rows: np.ndarray, turn: int | None = None) -> _Side:
+        """Return the hashes of some rows: of the pictures as they are, or as the turn makes them."""
+        words_WN, second_4N = self.words_WN, self.confirm.words_4N if self.confirm else None
+        if turn is not None and self.turned_TN is not None:
+            words_WN = self.turned_TN[turn][None]
+            second_4N = self.turned_second_T4N[turn] if self.turned_second_T4N is not None else None
+        if self.confirm is None or second_4N is None:
+            return _Side(words_WN=words_WN[:, rows], second=None)
+        second = Confirm(words_4N=np.ascontiguousarray(second_4N[:, rows]), radius=self.confirm.radius)
+        return _Side(words_WN=words_WN[:, rows], second=second)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """One side of a join."""
+
+    words_WN: np.ndarray
+    second: Confirm | None
+
+
+def _bits_between(left_WP: np.ndarray, right_WP: np.ndarray) -> np.ndarray:
+    return np.bitwise_count(left_WP ^ right_WP).sum(axis=0, dtype=np.int64)
 
 
 def first_equal(keys: Sequence[np.ndarray], parts: int = 2) -> np.ndarray:

@@ -24,7 +24,7 @@ MAX_PAIRS = 1 << 24
 MAX_RADIUS = 16
 MAX_RELATIONS = 4
 PAIR_REPEATS = 16
-"""A pair may be found by each band; few rows are never halved for it."""
+"""A pair may be found by each turned picture; few rows are never halved for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,8 @@ class Hashed:
     """As it is, then after each of hashes.TURNS."""
     left_out: np.ndarray
     """bool (N,): flat, or of text."""
-    pdq_N4: np.ndarray
+    pdq_N84: np.ndarray
+    """As it is and turned, likewise."""
     pdq_usable: np.ndarray
     imagehash_N: np.ndarray
     imagededup_N: np.ndarray
@@ -158,7 +159,7 @@ def hashed(files: Iterator[Listed]) -> tuple[list[Listed], Hashed]:
     return kept, Hashed(
         phash64_N8=eight,
         left_out=left_out,
-        pdq_N4=pdq,
+        pdq_N84=pdq,
         pdq_usable=pdq_quality >= PDQ_MIN_QUALITY,
         imagehash_N=np.array([_imagehash(file.path) for file in kept], np.uint64),
         imagededup_N=np.array([int(bits or "0", 16) for bits in of_imagededup], np.uint64),
@@ -167,14 +168,14 @@ def hashed(files: Iterator[Listed]) -> tuple[list[Listed], Hashed]:
 
 
 def _own_hashes(image: Image.Image) -> tuple[np.ndarray, bool, np.ndarray, int]:
-    """Return phash64 as it is and turned, uint64 (8,), whether it is left out, PDQ, uint64 (4,), and its quality."""
+    """Return phash64 as it is and turned, uint64 (8,), whether it is left out, PDQ, uint64 (8, 4), and its quality."""
     grey = image.convert("L")
     eight = [hashes.phash64(grey), *(hashes.phash64(grey.transpose(turn)) for turn in hashes.TURNS)]
-    pdq, pdq_quality = hashes.pdq256(image)
     settings, luma_HW = DedupConfig(), np.asarray(grey)
+    pdq, pdq_quality = hashes.pdq_and_turned(luma_HW)
     left_out = quality.technical_quality(luma_HW).entropy_bits < settings.min_entropy_bits
     left_out |= text_share(luma_HW) > settings.max_text_share
-    return np.array(eight, np.uint64), left_out, np.frombuffer(pdq, np.uint64), pdq_quality
+    return np.array(eight, np.uint64), left_out, np.frombuffer(b"".join(pdq), np.uint64).reshape(8, 4), pdq_quality
 
 
 def _imagehash(path: Path) -> int:
@@ -194,14 +195,19 @@ def _imagededup_hashes(paths: list[str]) -> list[str | None]:
 
 def distances_of(found: Hashed) -> dict[str, np.ndarray]:
     """Return each method's distances in bits, (N, N), NEVER where a picture is not matched."""
-    plain_N1 = found.phash64_N8[:, :1]
-    one_way = np.min([hamming(found.phash64_N8[:, turn : turn + 1], plain_N1) for turn in range(8)], axis=0)
+    plain_N1, plain_N4 = found.phash64_N8[:, :1], found.pdq_N84[:, 0]
+    turned = [hamming(found.phash64_N8[:, turn : turn + 1], plain_N1) for turn in range(8)]
+    confirms = [hamming(found.pdq_N84[:, turn], plain_N4) <= ScoreConfig().blocklist_radius_bits for turn in range(8)]
+    one_way, confirmed = np.min(turned, axis=0), np.min(np.where(confirms, turned, NEVER), axis=0)
     phash64 = _only(hamming(plain_N1, plain_N1), ~found.left_out)
-    pdq = _only(hamming(found.pdq_N4, found.pdq_N4), found.pdq_usable)
+    pdq = _only(hamming(plain_N4, plain_N4), found.pdq_usable)
     return {
         "phash64": phash64,
         "phash64, flips and turns": _only(np.minimum(one_way, one_way.T), ~found.left_out),
         "phash64 and PDQ": np.where(pdq <= ScoreConfig().blocklist_radius_bits, phash64, NEVER),
+        "phash64 and PDQ, flips and turns": _only(
+            np.minimum(confirmed, confirmed.T), ~found.left_out & found.pdq_usable
+        ),
         "PDQ": pdq,
         "imagehash": hamming(found.imagehash_N[:, None], found.imagehash_N[:, None]),
         "imagededup": _only(hamming(found.imagededup_N[:, None], found.imagededup_N[:, None]), found.imagededup_usable),

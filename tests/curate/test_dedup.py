@@ -53,7 +53,7 @@ def test_survivors_are_brute_force(case, radius, max_pairs, banded):
     with pytest.MonkeyPatch.context() as patch:
         if banded:
             patch.setattr(hamming, "SMALL", 4)
-            patch.setattr(hamming, "_worth_a_cut", lambda bands, radius: 12 if bands else 10**9)
+            patch.setattr(hamming, "_worth_a_cut", lambda bands, radius, confirm: 12 if bands else 10**9)
         order = np.argsort(rank, kind="stable")
         relation = NearByHash(words_WN=hashes[None, order], radius=radius)
         dropped = survivors([relation], len(hashes), max_pairs=max_pairs)
@@ -86,7 +86,7 @@ def test_all_near_pairs_are_found_and_no_others(words, radius, itself):
     if itself:
         found, expected = np.sort(found, axis=1), expected[expected[:, 0] < expected[:, 1]]
     assert len(expected) > 300
-    assert np.array_equal(np.unique(found, axis=0), expected)
+    assert np.array_equal(in_order(found), expected)
 
 
 def test_a_full_piece_is_continued(monkeypatch):
@@ -131,8 +131,14 @@ def test_no_order_changes_the_survivors():
 
 
 def test_skew_costs_no_square():
-    """A million copies, and 100,000 hashes of which each is near a thousand others: squares of these would not end."""
+    """Squares of these would not end.
+
+    A million copies, two hashes shared by 100,000 that a second hash parts, and 100,000 each near a thousand others.
+    """
     assert (near_duplicates(np.full(1_000_000, 7, np.uint64), 4) == 0).all()
+    second = np.random.default_rng(1).integers(0, 2**64, (4, 100_000), dtype=np.uint64)
+    one_hash = NearByHash(words_WN=second[:1] >> np.uint64(63), radius=4, confirm=Confirm(words_4N=second, radius=31))
+    assert len(survivors([one_hash], 100_000).row) == 0
     dense = np.random.default_rng(0).permutation(100_000).astype(np.uint64)
     found = near_duplicates(dense, 4)
     kept = dense[np.unique(found)][None]
@@ -145,7 +151,32 @@ def test_a_shared_band_is_cut_by_the_others(monkeypatch):
     hashes = planted(np.random.default_rng(3), 1, 6000, 4) & ~np.uint64(0xFFFF0000)
     found = np.concatenate(list(near_pairs(hashes, None, 3)))
     expected = np.argwhere(np.triu(bits_between(hashes, hashes) <= 3, 1))
-    assert np.array_equal(np.unique(np.sort(found, axis=1), axis=0), expected)
+    assert np.array_equal(in_order(np.sort(found, axis=1)), expected)
+
+
+def in_order(pairs):
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("radius", [0, 3, 6])
+def test_hashes_shared_by_many_are_met_by_the_second(monkeypatch, radius, itself):
+    """A few hashes near each other, each shared by hundreds of pictures that PDQ tells apart; each pair comes once."""
+    monkeypatch.setattr(hamming, "SMALL", 50)
+    monkeypatch.setattr(hamming, "_worth_a_cut", lambda bands, radius, confirm: 100)
+    rng = np.random.default_rng(radius)
+    shared = np.array([7, 7 ^ 1 << 20, 7 ^ 3 << 40, 1 << 63], np.uint64)
+    hashes, second = shared[rng.integers(0, 4, (1, 3000))], planted(rng, 4, 3000, 35)
+    sides = [slice(None), slice(None)] if itself else [slice(0, 1000), slice(1000, None)]
+    left, right = (hashes[:, side] for side in sides)
+    confirm = [Confirm(words_4N=second[:, side], radius=31) for side in sides]
+    met_by_second, join = [], hamming._join_by_second
+    monkeypatch.setattr(hamming, "_join_by_second", lambda *call: met_by_second.append(call) or join(*call))
+    found = np.concatenate(list(near_pairs(left, None if itself else right, radius, confirm=(confirm[0], confirm[1]))))
+    near = (bits_between(left, right) <= radius) & (bits_between(confirm[0].words_4N, confirm[1].words_4N) <= 31)
+    expected = np.argwhere(np.triu(near, 1) if itself else near)
+    assert len(met_by_second) > 2 and len(expected) > 100
+    assert np.array_equal(in_order(np.sort(found, axis=1) if itself else found), expected)
 
 
 def test_first_equal_is_the_first_row_with_the_keys():

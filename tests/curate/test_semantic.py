@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,6 +122,38 @@ def test_a_dense_cluster_is_not_compared_in_full(monkeypatch):
     dense = unit(1 + 0.05 * np.random.default_rng(8).standard_normal((640, WIDTH)))
     assert semantic.mark_near(dense, [np.arange(640)], 0.95).tolist() == [True] * 640
     assert len(calls) == 10
+
+
+def test_products_have_shapes_that_cuda_takes(monkeypatch):
+    """cuBLAS multiplies codes only from 17 rows on, and where the other sides are multiples of 8."""
+    shapes, multiply = [], torch._int_mm
+
+    def noted(left, right, *, out):
+        shapes.append((left.shape[0] > 16, left.shape[1] % 8, right.shape[1] % 8, out.is_contiguous()))
+        return multiply(left, right, out=out)
+
+    monkeypatch.setattr(torch, "_int_mm", noted)
+    monkeypatch.setattr(semantic, "BLOCK_ROWS", 64)
+    dense = unit(1 + 0.05 * np.random.default_rng(8).standard_normal((90, 13)))
+    rows_of = clustered(dense, clusters=5, nearest=2)
+    semantic.mark_near(dense, rows_of, 0.95)
+    found_pairs(dense, rows_of, 0.95)
+    semantic.nearest_survivors(dense, rows_of, 0.95, np.arange(45, 90), np.arange(45))
+    assert len(shapes) > 20 and set(shapes) == {(True, 0, 0, True)}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("embeddings_ND", CASES)
+def test_a_gpu_finds_what_the_processor_finds(embeddings_ND):
+    on = {}
+    for device in ("cpu", "cuda"):
+        centroids = semantic.fit_clusters(embeddings_ND, clusters=5, seed=0, device=device)
+        members = semantic.nearest_clusters(embeddings_ND, centroids, 2, device)
+        rows_of = semantic.cluster_rows(members, len(centroids))
+        pairs = [piece.tolist() for piece in semantic.near_pairs(embeddings_ND, rows_of, 0.95, device)]
+        marked = semantic.mark_near(embeddings_ND, rows_of, 0.95, device)
+        on[device] = centroids.tobytes(), members.tolist(), pairs, marked.tolist()
+    assert on["cuda"] == on["cpu"]
 
 
 def test_nearest_clusters_are_ordered_and_ties_go_to_the_smaller():

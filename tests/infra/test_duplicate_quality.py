@@ -88,7 +88,7 @@ def test_a_flat_picture_is_near_to_none(bench: ModuleType) -> None:
     found = bench.Hashed(
         phash64_N8=eight,
         left_out=np.array([False, False, True]),
-        pdq_N4=eight[:, :4],
+        pdq_N84=np.repeat(eight[:, None, :4], 8, axis=1),
         pdq_usable=np.array([True, False, True]),
         imagehash_N=eight[:, 0],
         imagededup_N=eight[:, 0],
@@ -103,10 +103,12 @@ def test_a_flat_picture_is_near_to_none(bench: ModuleType) -> None:
 
 def test_a_turned_picture_is_found_in_either_order(bench: ModuleType) -> None:
     eight = np.array([[1, 2, 4, 8, 16, 32, 64, 128], [2, 3, 3, 3, 3, 3, 3, 3]], np.uint64)
+    pdq = np.zeros((2, 8, 4), np.uint64)
+    pdq[1], pdq[0, 2] = 2**64 - 1, 2**64 - 1  # only the second turn, 2 bits away, has the PDQ of the other picture
     found = bench.Hashed(
         phash64_N8=eight,
         left_out=np.zeros(2, bool),
-        pdq_N4=eight[:, :4],
+        pdq_N84=pdq,
         pdq_usable=np.ones(2, bool),
         imagehash_N=eight[:, 0],
         imagededup_N=eight[:, 0],
@@ -115,6 +117,7 @@ def test_a_turned_picture_is_found_in_either_order(bench: ModuleType) -> None:
     distances = bench.distances_of(found)
     assert distances["phash64"].tolist() == [[0, 2], [2, 0]]
     assert distances["phash64, flips and turns"].tolist() == [[0, 0], [0, 0]]
+    assert distances["phash64 and PDQ, flips and turns"].tolist() == [[0, 2], [2, 0]]
 
 
 def test_chance_share_is_that_of_all_hashes_of_32_ones(bench: ModuleType) -> None:

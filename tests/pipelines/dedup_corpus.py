@@ -31,7 +31,7 @@ class PlainPool:
 
 
 OF_PICTURE = ("width_px", "height_px", "sharpness", "entropy_bits", "text_share", "phash64", "phash64_turned")
-OF_PICTURE += ("pdq256", "pdq_quality", "embedding", "status")
+OF_PICTURE += ("pdq256", "pdq256_turned", "pdq_quality", "embedding", "status")
 """What is measured on the bytes alone."""
 
 
@@ -54,6 +54,7 @@ def row(number: int, **said: Any) -> dict[str, Any]:
         "phash64": int(rng.integers(0, 2**64, dtype=np.uint64)),
         "phash64_turned": rng.integers(0, 2**64, 7, dtype=np.uint64).tolist(),
         "pdq256": rng.bytes(32),
+        "pdq256_turned": [rng.bytes(32) for _ in range(7)],
         "pdq_quality": 100,
         "embedding": unit(rng.standard_normal(DIM)),
         "caption_reason": None,
@@ -128,6 +129,8 @@ def _tables(rows: list[dict[str, Any]]) -> dict[str, pa.Table]:
     kinds |= {"sharpness": real, "phash64": pa.uint64(), "phash64_turned": pa.list_(pa.uint64(), 7)}
     kinds |= {"pdq256": pa.binary(32), "pdq_quality": whole, "jpeg_quality": whole}
     features = {name: column(name, kind) for name, kind in kinds.items()}
+    turned = [b"".join(one["pdq256_turned"]) for one in rows]
+    features["pdq256_turned"] = pa.array(turned, pa.binary(7 * 32))
     features["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embedding), DIM)
     return {
         "samples": pa.table({name: column(name, text) for name in ("uid", "source", "url", "sha256", "caption")}),
@@ -177,18 +180,27 @@ def place(one: dict[str, Any]) -> tuple:
     return 1, -one["width_px"] * one["height_px"], -step, -round(one["sharpness"] * 10), not fine, one["uid"]
 
 
+def bits_between(one: dict[str, Any], other: dict[str, Any], config: DedupConfig) -> int:
+    """Return the least distance of the two as they are and turned, of what PDQ confirms; 64 where it confirms none."""
+    turns = {"none": 0, "flips": 3, "all": 7}[config.turns]
+    pairs = [(one["phash64"], one["pdq256"], other)]
+    for own, of in ((one, other), (other, one)):
+        pairs += [(own["phash64_turned"][turn], own["pdq256_turned"][turn], of) for turn in range(turns)]
+    least = 64
+    for phash, pdq, of in pairs:
+        apart = (int.from_bytes(pdq) ^ int.from_bytes(of["pdq256"])).bit_count()
+        if config.confirm_pdq_bits is None or apart <= config.confirm_pdq_bits:
+            least = min(least, (phash ^ of["phash64"]).bit_count())
+    return least
+
+
 def is_near(one: dict[str, Any], other: dict[str, Any], config: DedupConfig) -> bool:
     if one["sha256"] == other["sha256"]:
         return True
     hashed = min(one["entropy_bits"], other["entropy_bits"]) >= config.min_entropy_bits
     hashed &= max(one["text_share"], other["text_share"]) <= config.max_text_share
-    bits = [one["phash64"] ^ other["phash64"]]
-    turns = {"none": 0, "flips": 3, "all": 7}[config.turns]
-    bits += [turned ^ other["phash64"] for turned in one["phash64_turned"][:turns]]
-    bits += [turned ^ one["phash64"] for turned in other["phash64_turned"][:turns]]
-    by_hash = hashed and min(value.bit_count() for value in bits) <= config.radius_bits
     if config.confirm_pdq_bits is not None:
-        pdq = int.from_bytes(one["pdq256"]) ^ int.from_bytes(other["pdq256"])
-        by_hash &= pdq.bit_count() <= config.confirm_pdq_bits and min(one["pdq_quality"], other["pdq_quality"]) >= 50
+        hashed &= min(one["pdq_quality"], other["pdq_quality"]) >= 50
+    by_hash = hashed and bits_between(one, other, config) <= config.radius_bits
     cosine = float(one["embedding"].astype(np.float64) @ other["embedding"].astype(np.float64))
     return by_hash or (config.semantic_eps is not None and cosine > 1 - config.semantic_eps)

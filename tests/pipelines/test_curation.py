@@ -79,6 +79,11 @@ def test_each_dropped_duplicate_names_a_survivor(curated):
     assert len(named) == 2
     assert set(named.survivor_uid) <= survivors
     assert named.won_by.notna().all()
+    by_kind = rows.kind.value_counts().to_dict()
+    counts = json.loads((curated / "out" / "tables" / "duplicates" / "_run.json").read_text())["counts"]
+    assert {kind: count for kind, count in counts.items() if count} == by_kind | {"survivors": len(survivors)}
+    drops = json.loads((curated / "out" / "run.json").read_text())["funnel"]["drops"]["dedup"]
+    assert drops == {f"duplicate_{kind}": count for kind, count in by_kind.items()}
 
 
 @pytest.mark.parametrize("table", COLUMNS)

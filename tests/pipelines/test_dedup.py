@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +11,15 @@ import pytest
 
 from curate.dedup.records import LEFT_OUT
 from curate.dedup.relations import NearByHash
-from pipelines import dedup_ranking, dedup_sources
+from pipelines import dedup, dedup_ranking, dedup_sources
 from pipelines.dedup import compare
 from pipelines.dedup_index import earlier_entries, publish_entry
 from pipelines.dedup_sources import sources_of
 from pipelines.store import Root, commit, publish, table_file
 from tests.pipelines.dedup_corpus import (
-    PLAIN,
     PlainPool,
     alike,
+    bits_between,
     by_brute_force,
     is_shown,
     random_rows,
@@ -54,6 +55,8 @@ CASES = {
     "embeddings, few pairs": SEMANTIC | {"max_pairs": 3},
     "confirmed": {"confirm_pdq_bits": 31},
     "turned": {"turns": "all", "rows_per_block": 90},
+    "turned, confirmed": {"turns": "all", "confirm_pdq_bits": 31, "rows_per_block": 90},
+    "flipped, confirmed": {"turns": "flips", "confirm_pdq_bits": 31},
     "error images": {"error_image_captions": 2},
     "error images by URL": {"error_image_captions": 99, "error_image_urls": 3},
     "shown in an evaluation": {"rows_per_block": 50},
@@ -65,16 +68,23 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_survivors_are_those_of_brute_force(case, tmp_path):
     rows = random_rows(len(case), 240)
-    for at in range(0, 60, 3):  # a quarter turn of the one before, and a confirmed pair
-        rows[at]["phash64_turned"][5] = rows[at + 1]["phash64"]
+    for at in range(0, 60, 3):  # a turn of the one after it, the half of them by PDQ, too; and a confirmed pair
+        turn = (5, 1)[at % 2]
+        rows[at]["phash64_turned"][turn] = rows[at + 1]["phash64"]
+        rows[at]["pdq256_turned"][turn] = rows[at + 1 + at // 3 % 4 // 2]["pdq256"]
         rows[at]["pdq256"], rows[at]["pdq_quality"] = rows[at + 2]["pdq256"], 100 if at % 2 else 49
-        rows[at]["phash64"] = rows[at + 2]["phash64"]
+        rows[at]["phash64"] = rows[at + 2]["phash64"] ^ at % 2
+        rows[at]["phash64_turned"][2] = rows[at + 2]["phash64"]  # nearer, but not by PDQ
     for one in rows[::7] if case.startswith("shown") else ():
         one["source"] = "benchmark"
     alike(rows)
     config = write_tables(tmp_path, [rows[:100], [], rows[100:]], **CASES[case])
     found = run(config)
     assert survivors_of(found) == by_brute_force(rows, config.dedup)
+    of_uid = {one["uid"]: one for one in rows}
+    for uid, one in found.items():
+        if one["kind"] == "perceptual":
+            assert one["distance"] == bits_between(of_uid[uid], of_uid[one["survivor_uid"]], config.dedup)
     shown = {one["uid"] for one in rows if is_shown(one)}
     named = [one["survivor_uid"] for one in found.values() if one["survivor_uid"]]
     assert all(found[uid]["is_survivor"] != (uid in shown) for uid in named)
@@ -192,6 +202,26 @@ def test_a_second_crawl_is_compared_with_the_first_and_not_the_other_way_round(t
     assert published(one) == before
 
 
+def test_a_lost_index_is_made_again(tmp_path):
+    index = {"index": str(tmp_path / "index"), **SEMANTIC}
+    one, two = (write_tables(tmp_path / name, [random_rows(1, 60)], **index) for name in "ab")
+    published(one)
+    expected = run(two)
+    assert sum(each["survivor_uid"] is not None for each in expected.values()) > 20
+    for lost in ("*/*.parquet", "*"):
+        for path in (tmp_path / "index").glob(lost):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        publish_entry(one, ["crawl-00000"])
+        assert run(two) == expected
+
+
+def test_looking_for_earlier_corpora_writes_nothing(tmp_path):
+    config = write_tables(tmp_path / "a", [random_rows(1, 5)], index=str(tmp_path / "index"))
+    before = sorted(tmp_path.rglob("*"))
+    assert earlier_entries(config) == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_bytes_of_an_earlier_corpus(tmp_path):
     """A sample with them is a copy, one with the same uid as well; under too many captions they are an error image."""
     index = {"index": str(tmp_path / "index")}
@@ -275,13 +305,17 @@ def test_the_spelling_of_a_root_does_not_make_it_another_corpus(tmp_path, monkey
     assert published(again) == before
 
 
+def test_too_few_clusters_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dedup, "ROWS_PER_CLUSTER", 40)
+    for clusters, told in ((4, True), (10, False)):
+        settings = {"semantic_eps": 0.1, "semantic_clusters": clusters, "semantic_nearest": 3}
+        run(write_tables(tmp_path / str(clusters), [[row(at) for at in range(100)]], **settings))
+        warning = "warning: 4 semantic clusters are few: 75 samples are searched in each; raise dedup.semantic_sample"
+        assert (warning in "".join(capsys.readouterr())) == told
+
+
 def test_an_embedding_that_is_no_number_is_named(tmp_path):
     rows = random_rows(1, 5)
     rows[3]["embedding"] = np.full_like(rows[3]["embedding"], np.nan)
     with pytest.raises(ValueError, match=f"crawl-00000: the embedding of {rows[3]['uid']} is not finite"):
         run(write_tables(tmp_path, [rows], **SEMANTIC))
-
-
-def test_settings_that_cannot_hold_together_are_refused():
-    with pytest.raises(ValueError, match="dedup.turns = 'all': PDQ of turned pictures is not kept"):
-        replace(PLAIN, turns="all", confirm_pdq_bits=31)
