@@ -7,9 +7,12 @@ import io
 import json
 import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,8 +22,8 @@ from PIL import Image
 from curate.bad_input import BadInput
 from tests.train.synthetic_root import Tiny, member_bytes
 from train.autoencoder import check_latents, load_vae
-from train.config import AugmentConfig, BatchConfig, LoaderConfig, TrainConfig
-from train.data import Batch, Loader, TooManyBad, order_of
+from train.config import AugmentConfig, BatchConfig, LoaderConfig, OrderConfig, TrainConfig
+from train.data import Batch, Loader, TooManyBad, dropped, order_of
 from train.index import Index, Sample, open_index
 from train.index_build import IndexOf, build_index, is_current
 from train.index_build import index_folder as folder_of
@@ -77,13 +80,14 @@ def read(source: LatentSource | ImageSource, sample: Sample, flipped: bool, visi
 def loaders(
     config: TrainConfig, root: Path, world_size: int, micro: int, accumulation: int, steps: int, **loader: int
 ) -> list[Loader]:
+    """The loaders of all ranks."""
     batch = BatchConfig(
         global_batch=world_size * micro * accumulation, micro_batch=micro, grad_accumulation=accumulation
     )
     reading = LoaderConfig(**({"workers": 0} | loader))
     config = dataclasses.replace(config, batch=batch, steps=steps, loader=reading)
-    parts = {"rank": 0, "world_size": world_size}
-    return [Loader(config, index_of(root), latents_of(root), **(parts | {"rank": rank})) for rank in range(world_size)]
+    index = index_of(root, weight=config.order.weight)
+    return [Loader(config, index, latents_of(root), rank=rank, world_size=world_size) for rank in range(world_size)]
 
 
 def rows_of(batches: list[Batch]) -> list[tuple]:
@@ -407,6 +411,16 @@ def test_the_order_reaches_every_row_of_the_index(tiny: Tiny) -> None:
     assert sorted(rows) == sorted(list(range(len(index))) * 4)
 
 
+def test_rows_that_no_stream_reaches_are_counted_as_dropped(tiny: Tiny) -> None:
+    config, index = settings_of(tiny), index_of(tiny.root)
+    order = order_of(config, index)
+    assert dropped(order, index) == 0
+    assert dropped(dataclasses.replace(order, groups=order.groups[:1]), index) == order.groups[1].num_rows == 9
+    weighted = index_of(tiny.root, weight="CASE WHEN aesthetic > 5 THEN 0 ELSE 1 END")
+    assert weighted.left_out > 0 and dropped(order_of(config, weighted), weighted) == 0
+    index_of(tiny.root)  # the fixture's own index again
+
+
 @given(place=st.integers(0, 22), bits=st.integers(0, 65535), length=st.integers(23, 40), first=st.integers(0, 3))
 def test_what_is_not_finite_is_found_wherever_it_is(place: int, bits: int, length: int, first: int) -> None:
     array = np.linspace(-60000, 60000, length + first, dtype=np.float16)[first:]
@@ -451,3 +465,38 @@ def test_the_order_does_not_depend_on_ranks_micro_batch_accumulation_and_workers
 def order_of_batches(config: TrainConfig, index: Index, step: int) -> list[int]:
     eight = dataclasses.replace(config, batch=BatchConfig(global_batch=8, micro_batch=8))
     return order_of(eight, index).batch(step).rows.tolist()
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny root with two sources."""
+    root = tmp_path_factory.mktemp("mixed")
+    shutil.copytree(tiny.root / "tables", root / "tables")
+    for part in ("shards", "latents"):
+        (root / part).symlink_to(tiny.root / part)
+    path = root / "tables/shards/train-00000.parquet"
+    rows = pq.read_table(path)
+    names = pa.array(["photos" if number % 3 == 0 else "web" for number in range(rows.num_rows)])
+    pq.write_table(rows.set_column(rows.column_names.index("source"), "source", names), path)
+    return root
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    shape=st.sampled_from([(1, 4, 2), (2, 4, 1), (2, 1, 4), (4, 2, 1), (8, 1, 1)]),
+    workers=st.sampled_from([0, 2]),
+    first_step=st.integers(0, 6),
+)
+def test_weights_and_mixing_do_not_depend_on_how_the_work_is_shared(
+    tiny: Tiny, mixed: Path, shape: tuple[int, int, int], workers: int, first_step: int
+) -> None:
+    weight = "CASE WHEN aesthetic >= 5 THEN 1.5 ELSE 1 END"
+    shares = OrderConfig(mixing={"web": 0.4, "photos": 0.6}, weight=weight, piece_rows=2, window_pieces=2)
+    config = dataclasses.replace(settings_of(tiny), order=shares)
+    whole = global_batches(loaders(config, mixed, 1, 8, 1, steps=8))
+    index = index_of(mixed, weight=weight)
+    sources = {index.sample(row).uid: index.group_of(row).source for row in range(len(index))}
+    shown = Counter(sources[uid] for _, _, uid, *_ in whole)
+    assert len(index.groups) == 8 and abs(shown["photos"] - 0.6 * 64) <= 4, shown
+    shared = loaders(config, mixed, *shape, steps=8, workers=workers)
+    assert global_batches(shared, first_step) == whole[8 * first_step :]

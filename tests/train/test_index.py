@@ -21,7 +21,7 @@ import torch.distributed as dist
 from tests.conftest import encoded, picture
 from tests.train.synthetic_root import write_root
 from train import index as index_module
-from train import index_ready
+from train import index_ready, index_rows
 from train.index import open_index
 from train.index_build import IndexOf, build_index, is_current
 from train.index_ready import ready_index
@@ -76,6 +76,14 @@ def test_weights_make_groups_and_leave_out(root: Path) -> None:
     for wrong, told in (("nonsense", "nonsense"), ("-1", "below 0"), ("'inf'::DOUBLE", "below 0 or infinite")):
         with pytest.raises(ValueError, match=told):
             built(root, weight=wrong)
+
+
+def test_weights_of_too_many_values_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_rows, "MAX_GROUPS", 4)
+    with pytest.raises(
+        ValueError, match=r"^weight = 'aesthetic': more than 4 groups of bucket, source and weight; round"
+    ):
+        built(root, weight="aesthetic")
 
 
 def test_the_weight_that_selection_gave_can_be_asked_for(root: Path) -> None:
