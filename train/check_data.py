@@ -18,6 +18,7 @@ from PIL import Image
 
 from curate.command_line import DONE, FAILED, told_in_one_line
 from curate.config_help import About, PlainParser
+from curate.image import DECODER_ERRORS
 from curate.tar import BLOCK, index_tar
 from train.index import Index, Member, Sample, open_index
 from train.index_tars import PICTURES, key_of
@@ -144,7 +145,7 @@ def _check_picture(data: bytes, sample: Sample, fills: bool) -> None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             found_hw = image.convert("RGB").size[::-1]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DECODER_ERRORS as error:
         raise BadSample("corrupt", f"{place}: {error}") from error
     if fills and found_hw != sample.bucket_hw:
         raise BadSample("size", f"{place}: a picture of {found_hw} px in the bucket {sample.bucket_hw}")

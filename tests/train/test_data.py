@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -20,11 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from curate.bad_input import BadInput
-from tests.train.synthetic_root import Tiny, member_bytes
+from tests.conftest import encoded
+from tests.train.synthetic_root import Tiny, member_bytes, picture
 from train.autoencoder import check_latents, load_vae
 from train.config import AugmentConfig, BatchConfig, LoaderConfig, OrderConfig, TrainConfig
 from train.data import Batch, Loader, TooManyBad, dropped, order_of
-from train.index import Index, Sample, open_index
+from train.index import Index, Member, Sample, open_index
 from train.index_build import IndexOf, build_index, is_current
 from train.index_build import index_folder as folder_of
 from train.micro_conditioning import mirrored_crop_left_px
@@ -35,6 +37,7 @@ from train.samples import (
     LatentSource,
     WrongSize,
     all_finite,
+    array_of,
     check_buckets,
     check_sizes,
     check_variants,
@@ -428,6 +431,86 @@ def test_what_is_not_finite_is_found_wherever_it_is(place: int, bits: int, lengt
     array[place] = np.uint16(bits).view(np.float16)
     assert all_finite(array) == bool(np.isfinite(array).all())
     assert all_finite(np.frombuffer(array.tobytes(), np.float16)) == all_finite(array)
+
+
+def npy_of(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8", "|u1", "<i8"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4), (1,) * 30], ids=str)
+def test_what_numpy_saves_is_read_as_it_is(dtype: str, shape: tuple[int, ...]) -> None:
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    found = array_of(npy_of(array))
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    assert np.array_equal(found, array)
+
+
+SOUND = npy_of(np.ones((8, 4, 4), np.float16))
+HEADERS = ("(8, 4, 4", "(True, 4, 4)", f"({10**40},)", "(8, 4, -4)", "(9, 4, 4)", "8", "(8, , 4)", "[8, 4, 4]")
+
+
+@pytest.mark.parametrize("shape", HEADERS)
+def test_headers_that_lie_are_value_errors(shape: str) -> None:
+    header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    with pytest.raises(ValueError):
+        array_of(SOUND[:10] + header + SOUND[128:])
+    with pytest.raises(ValueError, match="no .npy of numbers"):
+        array_of(npy_of(np.asfortranarray(np.ones((8, 4), np.float16))))
+
+
+@dataclasses.dataclass
+class Held:
+    """A reader of one member."""
+
+    data: bytes
+
+    def read(self, member: Member) -> bytes:
+        return self.data
+
+    def read_into(self, member: Member, buffers: list) -> None:
+        start = 0
+        for buffer in buffers:
+            buffer[:] = self.data[start : start + len(buffer)]
+            start += len(buffer)
+
+
+BYTES = st.one_of(st.integers(0, 255), st.sampled_from(b"()[]{}'\",:"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from(["NPY", "JPEG", "PNG", "WEBP"]),
+    changes=st.lists(st.tuples(st.integers(0, 300), BYTES), min_size=1, max_size=4),
+    cut=st.one_of(st.none(), st.integers(1, 300)),
+)
+def test_damage_of_any_kind_makes_a_bad_sample(kind: str, changes: list[tuple[int, int]], cut: int | None) -> None:
+    data = bytearray(SOUND if kind == "NPY" else encoded(picture(1, (40, 48)), kind))
+    for at, byte in changes:
+        data[at % min(len(data), 130 if kind == "NPY" else 301)] = byte
+    held = Held(bytes(data[:cut]))
+    sources = {"NPY": LatentSource(reader=held, channels=8, factor=8)}
+    source = sources.get(kind) or ImageSource(reader=held, augment=AugmentConfig(), seed=0)
+    member = Member(shard="a.tar", offset=512, num_bytes=len(held.data))
+    sample = dataclasses.replace(SAMPLE, picture=member, latents=(member, None))
+    with contextlib.suppress(BadSample):
+        read(source, sample, False, 0)
+
+
+SAMPLE = Sample(
+    row=0,
+    uid="0" * 32,
+    caption="",
+    picture=Member(shard="a.tar", offset=512, num_bytes=0),
+    latents=(None, None),
+    bucket_hw=(32, 32),
+    original_hw=(40, 48),
+    crop_top_px=0,
+    crop_left_px=3,
+    aesthetic=5.0,
+)
 
 
 def test_a_micro_batch_stays_as_it_is_while_somebody_sees_it(tiny: Tiny) -> None:
