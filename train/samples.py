@@ -261,10 +261,21 @@ class ImageSource:
 
 def check_data(index: Index, source: Source, config: TrainConfig, latent_factor: int) -> None:
     """Raise BadInput where the samples are not what the settings ask for, before the first step."""
+    check_multiples(index, latent_factor)
     check_buckets(index, config.unet.sample_size * latent_factor)
     if config.source == "latents":
         check_variants(index, config)
     check_sizes(index, source)
+
+
+def check_multiples(index: Index, latent_factor: int) -> None:
+    """Raise BadInput where the latents of a bucket would not be whole."""
+    for height_px, width_px in (group.bucket_hw for group in index.groups):
+        if height_px % latent_factor or width_px % latent_factor:
+            raise BadInput(
+                f"shards: the bucket {height_px}x{width_px} is no multiple of the autoencoder's {latent_factor} px:"
+                " export again, or mend bucket_height_px and bucket_width_px in the JSON of the samples"
+            )
 
 
 def check_buckets(index: Index, side_px: int) -> None:

@@ -39,6 +39,7 @@ from train.samples import (
     all_finite,
     array_of,
     check_buckets,
+    check_multiples,
     check_sizes,
     check_variants,
     decode_rgb,
@@ -231,6 +232,12 @@ def test_missing_variants_are_refused_at_the_start_and_single_ones_are_bad_sampl
 
 def flip_prob(config: TrainConfig, prob: float) -> TrainConfig:
     return dataclasses.replace(config, augment=dataclasses.replace(config.augment, flip_prob=prob))
+
+
+def test_buckets_without_whole_latents_are_refused(tiny: Tiny) -> None:
+    check_multiples(index_of(tiny.root), 32)
+    with pytest.raises(BadInput, match="the bucket 32x32 is no multiple of the autoencoder's 5 px"):
+        check_multiples(index_of(tiny.root), 5)
 
 
 def test_pictures_of_another_stage_are_refused(tiny: Tiny) -> None:
