@@ -364,6 +364,10 @@ def test_the_check_finds_every_planted_fault(damaged: Path, tiny: Tiny, capsys: 
     with pytest.raises(SystemExit) as ended:
         main(["--root", str(damaged / "nowhere"), "--check"])
     assert ended.value.code == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["--root", str(tiny.root), "--check", "--workers", "0"])
+    assert (ended.value.code, capsys.readouterr().err) == (2, "train.data: workers = 0: must be at least 1\n")
 
 
 def test_the_check_finds_entries_that_point_at_other_members(
