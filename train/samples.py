@@ -182,7 +182,7 @@ class LatentSource:
 
 def array_of(npy: bytes) -> np.ndarray:
     """Return the array of a .npy file without a copy; raises ValueError where it is none, or is too short."""
-    dtype, shape, start = _npy_header(npy[:MAX_HEADER_BYTES])
+    dtype, shape, start = _npy_header(npy[: npy.find(b"\n", 10) + 1])
     count = math.prod(shape)
     if start + count * dtype.itemsize > len(npy):
         raise ValueError(f"a .npy of {dtype} and shape {shape} in {len(npy)} bytes")
