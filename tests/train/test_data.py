@@ -10,6 +10,7 @@ import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from PIL import Image
 from curate.bad_input import BadInput
 from tests.conftest import encoded
 from tests.train.synthetic_root import Tiny, member_bytes, picture
+from train import slots
 from train.autoencoder import check_latents, load_vae
 from train.config import AugmentConfig, BatchConfig, LoaderConfig, OrderConfig, TrainConfig
 from train.data import Batch, Loader, TooManyBad, dropped, order_of
@@ -535,6 +537,19 @@ def test_a_micro_batch_stays_as_it_is_while_somebody_sees_it(tiny: Tiny) -> None
             copies.append(kept[-1].clone())
     assert len(places) < 40  # slots are used again
     assert all(torch.equal(view, copy) for view, copy in zip(kept, copies, strict=True))
+
+
+def test_too_little_shared_memory_is_told_before_it_is_written_to(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    (loader,) = loaders(settings_of(tiny), tiny.root, 1, 4, 1, steps=1, workers=2, prefetch=3)
+    needed = (2 * 3 + 4) * 4 * 8 * 8 * 16 * 2  # slots of 4 moments in float16, in the wider bucket
+    left = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr(slots.shutil, "disk_usage", lambda _folder: left)
+    with pytest.raises(
+        BadInput, match=r"take 0.00 GB of shared memory, but /dev/shm has 0.00 GB left; give the container"
+    ):
+        next(loader.micro_batches(0))
+    left.free = needed
+    next(loader.micro_batches(0))
 
 
 @settings(max_examples=6, deadline=None)
