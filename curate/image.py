@@ -69,7 +69,7 @@ def decode_opened(image: Image.Image) -> Image.Image:
     try:
         image.load()
         return _to_rgb(_upright(image))
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         status = sample.TRUNCATED if "truncated" in str(error) else sample.DECODE_ERROR
         raise UnreadableImage(status, f"{type(error).__name__}: {error}") from error
 
@@ -85,7 +85,7 @@ def orientation(image: Image.Image) -> int:
     return said if said in _TURNS else 1
 
 
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,

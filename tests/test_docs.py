@@ -135,6 +135,14 @@ def test_links_and_anchors_of_the_site_resolve(site):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_that_a_page_names_exists(page):
+    known = {
+        name for file in (PROJECT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_resolve_where_pages_are_read_as_files(page):
     for link in links(page):
         parts = urlsplit(link)

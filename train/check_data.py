@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import signal
 import sys
 import tarfile
 from collections import Counter
@@ -17,7 +19,9 @@ import fsspec
 from PIL import Image
 
 from curate.command_line import DONE, FAILED, told_in_one_line
+from curate.config import require
 from curate.config_help import About, PlainParser
+from curate.image import DECODER_ERRORS
 from curate.tar import BLOCK, index_tar
 from train.index import Index, Member, Sample, open_index
 from train.index_tars import PICTURES, key_of
@@ -49,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
     from train.index_build import index_folder, splits_of
 
     with told_in_one_line(PROG, "nothing was changed: run it again"):
+        require(args.workers > 0, "workers", args.workers, "must be at least 1")
         splits = splits_of(args.root)
         return _check(args, {split: open_index(index_folder(args.root, args.index, split)) for split in splits})
 
@@ -69,7 +74,7 @@ def _check(args: Any, indexes: dict[str, Index]) -> int:
 def faults(root: str, split: str, index: Index, workers: int) -> Iterator[Fault]:
     """Yield what is wrong with the entries of an index, then with the shards of the split."""
     named = _has_tables(root)
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+    with _processes(workers) as pool:
         starts = range(0, len(index), ROWS)
         entries = pool.map(_check_rows, [root] * len(starts), [index] * len(starts), starts, [named] * len(starts))
         indexed: dict[str, int] = {}
@@ -81,6 +86,17 @@ def faults(root: str, split: str, index: Index, workers: int) -> Iterator[Fault]
         told = [None if index.left_out else indexed.get(shard, 0) for shard in known]
         for found in pool.map(_check_shard, [root] * len(known), known, told):
             yield from found
+
+
+@contextlib.contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Give processes that leave Ctrl-C to this one, which then waits for what they are reading and no more."""
+    leave_ctrl_c = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(count, get_context("forkserver"), initializer=signal.signal, initargs=leave_ctrl_c)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _has_tables(root: str) -> bool:
@@ -144,7 +160,7 @@ def _check_picture(data: bytes, sample: Sample, fills: bool) -> None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             found_hw = image.convert("RGB").size[::-1]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DECODER_ERRORS as error:
         raise BadSample("corrupt", f"{place}: {error}") from error
     if fills and found_hw != sample.bucket_hw:
         raise BadSample("size", f"{place}: a picture of {found_hw} px in the bucket {sample.bucket_hw}")

@@ -24,6 +24,8 @@ from curate.tar import TarMember, index_tar
 from train.index_build import Fragments
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_SCORE, MAX_SIDE_PX = 1e30, 2**31 - 1
+"""What the index can hold."""
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("uid", "source", "split", "shard", "caption")]
     + [(name, pa.int64()) for name in ("offset", "num_bytes")]
@@ -104,7 +106,7 @@ def _row(
 
 
 def _said(file: BinaryIO, shard: str, members: dict[str, TarMember]) -> dict[str, Any]:
-    """Return what the sample says of itself, null values left out; raises BadInput where that is no JSON object."""
+    """Return what the sample says of itself, null values left out; raises BadInput where that cannot be used."""
     if ".json" not in members:
         return {}
     try:
@@ -115,7 +117,27 @@ def _said(file: BinaryIO, shard: str, members: dict[str, TarMember]) -> dict[str
         ) from error
     if not isinstance(said, dict):
         raise BadInput(f"{shard}: {members['.json'].name}: an object is expected; mend or remove the sample")
-    return {name: value for name, value in said.items() if value is not None}
+    told = {name: value for name, value in said.items() if value is not None}
+    for name in told.keys() & set(SCHEMA.names):
+        wanted = _wanted(name, told[name])
+        if wanted is not None:
+            place = f"{shard}: {members['.json'].name}: {name} = {told[name]!r}"
+            raise BadInput(f"{place}: must be {wanted}; mend or remove the sample")
+    return told
+
+
+def _wanted(name: str, value: Any) -> str | None:
+    """Return what a field of a sample's JSON must be where the value is something else."""
+    if name in ("source", "caption"):
+        return None if isinstance(value, str) else "a text"
+    if name == "aesthetic":
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return None if number and abs(value) <= MAX_SCORE or value != value else "a number, or null"
+    if name.endswith("_px"):
+        low = 0 if name.startswith("crop") else 1
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if whole and low <= value <= MAX_SIDE_PX else f"a whole number of pixels, {low} or more"
+    return None
 
 
 def _is_uid(value: object) -> bool:

@@ -56,9 +56,7 @@ class ReadAhead:
         assert self._reader is not None
         try:
             self._reader.warm(member)
-        except (
-            Exception
-        ) as error:  # of any storage client; the worker that needs the block asks again, and its error counts
+        except Exception as error:  # object stores have errors of their own; who needs the block asks again
             print(f"read ahead: {member.shard}: {error}", file=sys.stderr, flush=True)
 
     def _wait_for(self, step: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ import simplejpeg
 from PIL import Image
 
 from curate.bad_input import BadInput
+from curate.image import DECODER_ERRORS
 from train.config import AugmentConfig, TrainConfig
 from train.index import Index, Member, Sample
 from train.micro_conditioning import mirrored_crop_left_px, time_ids
@@ -29,6 +31,12 @@ STAND_INS = 16
 """How many samples in a row may be bad before that is an error of its own."""
 MAX_HEADER_BYTES = 4096
 """Longest header of a .npy file that holds moments."""
+NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>[<>|][iu][1248]|[<>]f[248])',"
+    rb" 'fortran_order': False, 'shape': \((?P<shape>(?:[0-9]+, ?)*[0-9]*)\), \} *\n",
+    re.DOTALL,
+)
+"""What np.save writes before numbers that lie by rows, in its format 1.0."""
 LUMA_RGB = np.array([0.299, 0.587, 0.114])
 
 
@@ -174,8 +182,11 @@ class LatentSource:
 
 def array_of(npy: bytes) -> np.ndarray:
     """Return the array of a .npy file without a copy; raises ValueError where it is none, or is too short."""
-    dtype, shape, start = _npy_header(npy[:128])
-    return np.frombuffer(npy, dtype, count=math.prod(shape), offset=start).reshape(shape)
+    dtype, shape, start = _npy_header(npy[: npy.find(b"\n", 10) + 1])
+    count = math.prod(shape)
+    if start + count * dtype.itemsize > len(npy):
+        raise ValueError(f"a .npy of {dtype} and shape {shape} in {len(npy)} bytes")
+    return np.frombuffer(npy, dtype, count, start).reshape(shape)
 
 
 def all_finite(array: np.ndarray) -> bool:
@@ -201,14 +212,15 @@ def _all_finite_fp16(words):
 
 @functools.lru_cache(maxsize=1024)
 def _npy_header(first_bytes: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
-    file = io.BytesIO(first_bytes)
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"a .npy of version {version}, (1, 0) expected")
-    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
-    if by_columns or dtype.hasobject:
-        raise ValueError(f"a .npy of {dtype}, by columns or of objects")
-    return dtype, shape, file.tell()
+    """Return type, shape and where the numbers begin, of what np.save writes; raises ValueError for all else.
+
+    numpy's own reader takes the header for Python, and on damage raises whatever its parsers do.
+    """
+    found = NPY_HEADER.match(first_bytes)
+    if found is None or 10 + int.from_bytes(found["length"], "little") != found.end():
+        raise ValueError("no .npy of numbers, by rows, in version 1.0")
+    shape = tuple(int(side) for side in found["shape"].split(b",") if side.strip())
+    return np.dtype(found["dtype"].decode()), shape, found.end()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +248,7 @@ class ImageSource:
         data = self.reader.read(sample.picture)
         try:
             pixels_HWC = decode_rgb(data, sample.bucket_hw)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except DECODER_ERRORS as error:
             raise BadSample("corrupt", f"{sample.picture.shard} at {sample.picture.offset}: {error}") from error
         pixels_HWC = fit_pixels(pixels_HWC, sample.bucket_hw)
         if self.augment.jitter:
@@ -249,10 +261,21 @@ class ImageSource:
 
 def check_data(index: Index, source: Source, config: TrainConfig, latent_factor: int) -> None:
     """Raise BadInput where the samples are not what the settings ask for, before the first step."""
+    check_multiples(index, latent_factor)
     check_buckets(index, config.unet.sample_size * latent_factor)
     if config.source == "latents":
         check_variants(index, config)
     check_sizes(index, source)
+
+
+def check_multiples(index: Index, latent_factor: int) -> None:
+    """Raise BadInput where the latents of a bucket would not be whole."""
+    for height_px, width_px in (group.bucket_hw for group in index.groups):
+        if height_px % latent_factor or width_px % latent_factor:
+            raise BadInput(
+                f"shards: the bucket {height_px}x{width_px} is no multiple of the autoencoder's {latent_factor} px:"
+                " export again, or mend bucket_height_px and bucket_width_px in the JSON of the samples"
+            )
 
 
 def check_buckets(index: Index, side_px: int) -> None:

@@ -84,9 +84,7 @@ class ShardReader:
     def _remote(self, member: Member) -> bytes:
         if self.cache is None:
             return fetch_range(self.root, member.shard, member.offset, member.num_bytes)
-        first = member.offset // self.cache.block_bytes * self.cache.block_bytes
-        data = b"".join(self.cache.read(self.root, member.shard, block) for block in self.cache.blocks(member))
-        return data[member.offset - first : member.offset - first + member.num_bytes]
+        return self.cache.read(self.root, member)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +110,24 @@ class BlockCache:
             member.offset // self.block_bytes, (member.offset + max(1, member.num_bytes) - 1) // self.block_bytes + 1
         )
 
-    def read(self, root: str, shard: str, block: int) -> bytes:
-        """Return a block, shorter than the others at a shard's end; raises FileNotFoundError."""
-        path = self._path(root, shard, block)
+    def read(self, root: str, member: Member) -> bytes:
+        """Return a member's bytes, fewer where the shard ends before them; raises FileNotFoundError."""
+        pieces = []
+        for block in self.blocks(member):
+            first = member.offset - block * self.block_bytes
+            last = min(first + member.num_bytes, self.block_bytes)
+            pieces.append(self._stretch(root, member.shard, block, max(0, first), last))
+        return b"".join(pieces)
+
+    def _stretch(self, root: str, shard: str, block: int, first: int, last: int) -> bytes:
+        """Return the bytes first..last - 1 of a block; what is kept is not read whole for them."""
         try:
-            data = path.read_bytes()
-            os.utime(path)
-            return data
+            with self._path(root, shard, block).open("rb") as file:
+                os.utime(file.fileno())
+                file.seek(first)
+                return file.read(last - first)
         except FileNotFoundError:
-            return self.fetch(root, shard, block)
+            return self.fetch(root, shard, block)[first:last]
 
     def fetch(self, root: str, shard: str, block: int) -> bytes:
         """Return a block, from the store if need be: whoever else wants it waits and finds it."""

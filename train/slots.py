@@ -6,16 +6,23 @@ Nothing large is pickled, copied or newly mapped on the way from a shard to the 
 from __future__ import annotations
 
 import math
+import shutil
 import weakref
+from pathlib import Path
 
 import numpy as np
 import torch
+
+from curate.bad_input import BadInput
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Slots:
     """Equal stretches of one shared allocation; lives in the trainer."""
 
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
+        _require_room(num_slots * slot_bytes)
         self.memory = torch.empty((num_slots, slot_bytes), dtype=torch.uint8).share_memory_()
         self._free = list(range(num_slots))
 
@@ -33,3 +40,13 @@ class Slots:
 def view(slot: torch.Tensor, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return a slot's first bytes as an array, without a copy."""
     return np.frombuffer(slot.numpy(), dtype, count=math.prod(shape)).reshape(shape)
+
+
+def _require_room(num_bytes: int) -> None:
+    """Raise BadInput where shared memory is too small: a write to what is not there ends a process without a word."""
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else num_bytes
+    if free < num_bytes:
+        raise BadInput(
+            f"loader.workers, loader.prefetch: the batches being read take {num_bytes / 1e9:.2f} GB of shared memory,"
+            f" but {SHARED_MEMORY} has {free / 1e9:.2f} GB left; give the container more (--shm-size), or set less"
+        )

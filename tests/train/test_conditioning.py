@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from train.config import TextTower, TrainConfig, UNetConfig
 from train.convert import text_model, write_tokenizer
 from train.micro_conditioning import time_ids
 from train.model import build_unet, meta_unet, output_layers, predict
-from train.recipes import base
+from train.recipes import CLIP_BIGG, CLIP_L, base
 
 CAPTIONS = ["a photograph of a cat, sitting on a red chair", "", "It's 1333 x 513?  Ünïcode  ", "word " * 200]
 
@@ -47,6 +48,17 @@ def test_towers_equal_transformers_on_the_same_weights(towers: tuple[TextTower, 
         sequences.append(output.hidden_states[-2])
     assert (text_BLD - torch.cat(sequences, dim=-1)).abs().max() <= 1e-5
     assert (pooled_BD - output.text_embeds).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("tower", "millions"), [(CLIP_L, 123.06), (CLIP_BIGG, 694.66)])
+def test_text_halves_have_their_published_sizes(tower: TextTower, millions: float) -> None:
+    with torch.device("meta"):
+        clip = open_clip.CLIP(**open_clip.get_model_config(tower.architecture))
+    clip.visual = None
+    counted = {name: parameter.numel() for name, parameter in clip.named_parameters() if name != "logit_scale"}
+    if tower == CLIP_L:  # transformers' CLIPTextModel has no projection, and the base takes no pooled text of CLIP-L
+        del counted["text_projection"]
+    assert sum(counted.values()) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 def test_padding_after_the_end_of_text() -> None:

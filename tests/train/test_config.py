@@ -24,6 +24,46 @@ def test_full_networks_have_the_published_sizes() -> None:
     assert parameters_by_part(refiner())["all"] == 2_259_526_660
 
 
+PUBLISHED = {
+    "base": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "refiner": {
+        "block_out_channels": (384, 768, 1536, 1536),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": [4, 4, 4, 4],
+        "attention_head_dim": [6, 12, 24, 24],
+        "cross_attention_dim": 1280,
+        "projection_class_embeddings_input_dim": 2560,
+    },
+}
+"""What unet/config.json of the original models says beside diffusers' defaults."""
+PUBLISHED_BOTH = {
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "norm_num_groups": 32,
+}
+
+
+@pytest.mark.parametrize("model", ["base", "refiner"])
+def test_networks_are_built_with_the_published_arguments(model: str) -> None:
+    from train.model import unet_arguments
+
+    assert unet_arguments(RECIPES[model]()) == PUBLISHED[model] | PUBLISHED_BOTH
+
+
 def test_recipes_draw_their_noise_scales_and_ask_for_the_requested_schedule() -> None:
     ranges = {m: (r().objective.timestep_low, r().objective.timestep_high) for m, r in RECIPES.items()}
     assert ranges == {"base": (0, 999), "refiner": (0, 199)}

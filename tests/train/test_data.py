@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,11 +22,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from curate.bad_input import BadInput
-from tests.train.synthetic_root import Tiny, member_bytes
+from tests.conftest import encoded
+from tests.train.synthetic_root import Tiny, member_bytes, picture
+from train import slots
 from train.autoencoder import check_latents, load_vae
-from train.config import AugmentConfig, BatchConfig, LoaderConfig, TrainConfig
-from train.data import Batch, Loader, TooManyBad, order_of
-from train.index import Index, Sample, open_index
+from train.config import AugmentConfig, BatchConfig, LoaderConfig, OrderConfig, TrainConfig
+from train.data import Batch, Loader, TooManyBad, dropped, order_of
+from train.index import Index, Member, Sample, open_index
 from train.index_build import IndexOf, build_index, is_current
 from train.index_build import index_folder as folder_of
 from train.micro_conditioning import mirrored_crop_left_px
@@ -32,7 +39,9 @@ from train.samples import (
     LatentSource,
     WrongSize,
     all_finite,
+    array_of,
     check_buckets,
+    check_multiples,
     check_sizes,
     check_variants,
     decode_rgb,
@@ -77,13 +86,14 @@ def read(source: LatentSource | ImageSource, sample: Sample, flipped: bool, visi
 def loaders(
     config: TrainConfig, root: Path, world_size: int, micro: int, accumulation: int, steps: int, **loader: int
 ) -> list[Loader]:
+    """The loaders of all ranks."""
     batch = BatchConfig(
         global_batch=world_size * micro * accumulation, micro_batch=micro, grad_accumulation=accumulation
     )
     reading = LoaderConfig(**({"workers": 0} | loader))
     config = dataclasses.replace(config, batch=batch, steps=steps, loader=reading)
-    parts = {"rank": 0, "world_size": world_size}
-    return [Loader(config, index_of(root), latents_of(root), **(parts | {"rank": rank})) for rank in range(world_size)]
+    index = index_of(root, weight=config.order.weight)
+    return [Loader(config, index, latents_of(root), rank=rank, world_size=world_size) for rank in range(world_size)]
 
 
 def rows_of(batches: list[Batch]) -> list[tuple]:
@@ -226,6 +236,12 @@ def flip_prob(config: TrainConfig, prob: float) -> TrainConfig:
     return dataclasses.replace(config, augment=dataclasses.replace(config.augment, flip_prob=prob))
 
 
+def test_buckets_without_whole_latents_are_refused(tiny: Tiny) -> None:
+    check_multiples(index_of(tiny.root), 32)
+    with pytest.raises(BadInput, match="the bucket 32x32 is no multiple of the autoencoder's 5 px"):
+        check_multiples(index_of(tiny.root), 5)
+
+
 def test_pictures_of_another_stage_are_refused(tiny: Tiny) -> None:
     check_buckets(index_of(tiny.root), 32)
     for side_px in (16, 64):
@@ -350,6 +366,10 @@ def test_the_check_finds_every_planted_fault(damaged: Path, tiny: Tiny, capsys: 
     with pytest.raises(SystemExit) as ended:
         main(["--root", str(damaged / "nowhere"), "--check"])
     assert ended.value.code == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["--root", str(tiny.root), "--check", "--workers", "0"])
+    assert (ended.value.code, capsys.readouterr().err) == (2, "train.data: workers = 0: must be at least 1\n")
 
 
 def test_the_check_finds_entries_that_point_at_other_members(
@@ -407,6 +427,16 @@ def test_the_order_reaches_every_row_of_the_index(tiny: Tiny) -> None:
     assert sorted(rows) == sorted(list(range(len(index))) * 4)
 
 
+def test_rows_that_no_stream_reaches_are_counted_as_dropped(tiny: Tiny) -> None:
+    config, index = settings_of(tiny), index_of(tiny.root)
+    order = order_of(config, index)
+    assert dropped(order, index) == 0
+    assert dropped(dataclasses.replace(order, groups=order.groups[:1]), index) == order.groups[1].num_rows == 9
+    weighted = index_of(tiny.root, weight="CASE WHEN aesthetic > 5 THEN 0 ELSE 1 END")
+    assert weighted.left_out > 0 and dropped(order_of(config, weighted), weighted) == 0
+    index_of(tiny.root)  # the fixture's own index again
+
+
 @given(place=st.integers(0, 22), bits=st.integers(0, 65535), length=st.integers(23, 40), first=st.integers(0, 3))
 def test_what_is_not_finite_is_found_wherever_it_is(place: int, bits: int, length: int, first: int) -> None:
     array = np.linspace(-60000, 60000, length + first, dtype=np.float16)[first:]
@@ -414,6 +444,86 @@ def test_what_is_not_finite_is_found_wherever_it_is(place: int, bits: int, lengt
     array[place] = np.uint16(bits).view(np.float16)
     assert all_finite(array) == bool(np.isfinite(array).all())
     assert all_finite(np.frombuffer(array.tobytes(), np.float16)) == all_finite(array)
+
+
+def npy_of(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8", "|u1", "<i8"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4), (1,) * 30], ids=str)
+def test_what_numpy_saves_is_read_as_it_is(dtype: str, shape: tuple[int, ...]) -> None:
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    found = array_of(npy_of(array))
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    assert np.array_equal(found, array)
+
+
+SOUND = npy_of(np.ones((8, 4, 4), np.float16))
+HEADERS = ("(8, 4, 4", "(True, 4, 4)", f"({10**40},)", "(8, 4, -4)", "(9, 4, 4)", "8", "(8, , 4)", "[8, 4, 4]")
+
+
+@pytest.mark.parametrize("shape", HEADERS)
+def test_headers_that_lie_are_value_errors(shape: str) -> None:
+    header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    with pytest.raises(ValueError):
+        array_of(SOUND[:10] + header + SOUND[128:])
+    with pytest.raises(ValueError, match="no .npy of numbers"):
+        array_of(npy_of(np.asfortranarray(np.ones((8, 4), np.float16))))
+
+
+@dataclasses.dataclass
+class Held:
+    """A reader of one member."""
+
+    data: bytes
+
+    def read(self, member: Member) -> bytes:
+        return self.data
+
+    def read_into(self, member: Member, buffers: list) -> None:
+        start = 0
+        for buffer in buffers:
+            buffer[:] = self.data[start : start + len(buffer)]
+            start += len(buffer)
+
+
+BYTES = st.one_of(st.integers(0, 255), st.sampled_from(b"()[]{}'\",:"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from(["NPY", "JPEG", "PNG", "WEBP"]),
+    changes=st.lists(st.tuples(st.integers(0, 300), BYTES), min_size=1, max_size=4),
+    cut=st.one_of(st.none(), st.integers(1, 300)),
+)
+def test_damage_of_any_kind_makes_a_bad_sample(kind: str, changes: list[tuple[int, int]], cut: int | None) -> None:
+    data = bytearray(SOUND if kind == "NPY" else encoded(picture(1, (40, 48)), kind))
+    for at, byte in changes:
+        data[at % min(len(data), 130 if kind == "NPY" else 301)] = byte
+    held = Held(bytes(data[:cut]))
+    sources = {"NPY": LatentSource(reader=held, channels=8, factor=8)}
+    source = sources.get(kind) or ImageSource(reader=held, augment=AugmentConfig(), seed=0)
+    member = Member(shard="a.tar", offset=512, num_bytes=len(held.data))
+    sample = dataclasses.replace(SAMPLE, picture=member, latents=(member, None))
+    with contextlib.suppress(BadSample):
+        read(source, sample, False, 0)
+
+
+SAMPLE = Sample(
+    row=0,
+    uid="0" * 32,
+    caption="",
+    picture=Member(shard="a.tar", offset=512, num_bytes=0),
+    latents=(None, None),
+    bucket_hw=(32, 32),
+    original_hw=(40, 48),
+    crop_top_px=0,
+    crop_left_px=3,
+    aesthetic=5.0,
+)
 
 
 def test_a_micro_batch_stays_as_it_is_while_somebody_sees_it(tiny: Tiny) -> None:
@@ -427,6 +537,19 @@ def test_a_micro_batch_stays_as_it_is_while_somebody_sees_it(tiny: Tiny) -> None
             copies.append(kept[-1].clone())
     assert len(places) < 40  # slots are used again
     assert all(torch.equal(view, copy) for view, copy in zip(kept, copies, strict=True))
+
+
+def test_too_little_shared_memory_is_told_before_it_is_written_to(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    (loader,) = loaders(settings_of(tiny), tiny.root, 1, 4, 1, steps=1, workers=2, prefetch=3)
+    needed = (2 * 3 + 4) * 4 * 8 * 8 * 16 * 2  # slots of 4 moments in float16, in the wider bucket
+    left = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr(slots.shutil, "disk_usage", lambda _folder: left)
+    with pytest.raises(
+        BadInput, match=r"take 0.00 GB of shared memory, but /dev/shm has 0.00 GB left; give the container"
+    ):
+        next(loader.micro_batches(0))
+    left.free = needed
+    next(loader.micro_batches(0))
 
 
 @settings(max_examples=6, deadline=None)
@@ -451,3 +574,38 @@ def test_the_order_does_not_depend_on_ranks_micro_batch_accumulation_and_workers
 def order_of_batches(config: TrainConfig, index: Index, step: int) -> list[int]:
     eight = dataclasses.replace(config, batch=BatchConfig(global_batch=8, micro_batch=8))
     return order_of(eight, index).batch(step).rows.tolist()
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny root with two sources."""
+    root = tmp_path_factory.mktemp("mixed")
+    shutil.copytree(tiny.root / "tables", root / "tables")
+    for part in ("shards", "latents"):
+        (root / part).symlink_to(tiny.root / part)
+    path = root / "tables/shards/train-00000.parquet"
+    rows = pq.read_table(path)
+    names = pa.array(["photos" if number % 3 == 0 else "web" for number in range(rows.num_rows)])
+    pq.write_table(rows.set_column(rows.column_names.index("source"), "source", names), path)
+    return root
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    shape=st.sampled_from([(1, 4, 2), (2, 4, 1), (2, 1, 4), (4, 2, 1), (8, 1, 1)]),
+    workers=st.sampled_from([0, 2]),
+    first_step=st.integers(0, 6),
+)
+def test_weights_and_mixing_do_not_depend_on_how_the_work_is_shared(
+    tiny: Tiny, mixed: Path, shape: tuple[int, int, int], workers: int, first_step: int
+) -> None:
+    weight = "CASE WHEN aesthetic >= 5 THEN 1.5 ELSE 1 END"
+    shares = OrderConfig(mixing={"web": 0.4, "photos": 0.6}, weight=weight, piece_rows=2, window_pieces=2)
+    config = dataclasses.replace(settings_of(tiny), order=shares)
+    whole = global_batches(loaders(config, mixed, 1, 8, 1, steps=8))
+    index = index_of(mixed, weight=weight)
+    sources = {index.sample(row).uid: index.group_of(row).source for row in range(len(index))}
+    shown = Counter(sources[uid] for _, _, uid, *_ in whole)
+    assert len(index.groups) == 8 and abs(shown["photos"] - 0.6 * 64) <= 4, shown
+    shared = loaders(config, mixed, *shape, steps=8, workers=workers)
+    assert global_batches(shared, first_step) == whole[8 * first_step :]

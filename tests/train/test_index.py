@@ -21,7 +21,7 @@ import torch.distributed as dist
 from tests.conftest import encoded, picture
 from tests.train.synthetic_root import write_root
 from train import index as index_module
-from train import index_ready
+from train import index_ready, index_rows
 from train.index import open_index
 from train.index_build import IndexOf, build_index, is_current
 from train.index_ready import ready_index
@@ -76,6 +76,14 @@ def test_weights_make_groups_and_leave_out(root: Path) -> None:
     for wrong, told in (("nonsense", "nonsense"), ("-1", "below 0"), ("'inf'::DOUBLE", "below 0 or infinite")):
         with pytest.raises(ValueError, match=told):
             built(root, weight=wrong)
+
+
+def test_weights_of_too_many_values_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_rows, "MAX_GROUPS", 4)
+    with pytest.raises(
+        ValueError, match=r"^weight = 'aesthetic': more than 4 groups of bucket, source and weight; round"
+    ):
+        built(root, weight="aesthetic")
 
 
 def test_the_weight_that_selection_gave_can_be_asked_for(root: Path) -> None:
@@ -255,3 +263,45 @@ def test_the_check_takes_every_layout_that_the_index_takes(tmp_path: Path, capsy
     assert index_module.main(["--root", str(tmp_path), "--resolution_px", "64"]) == 0
     assert main(["--root", str(tmp_path), "--check"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("original_height_px", "tall", "a whole number of pixels, 1 or more"),
+        ("original_width_px", 0, "a whole number of pixels, 1 or more"),
+        ("bucket_width_px", 64.5, "a whole number of pixels, 1 or more"),
+        ("crop_left_px", -1, "a whole number of pixels, 0 or more"),
+        ("crop_top_px", 2**31, "a whole number of pixels, 0 or more"),
+        ("caption", ["a", "b"], "a text"),
+        ("source", 5, "a text"),
+        ("aesthetic", "high", "a number, or null"),
+        ("aesthetic", float("inf"), "a number, or null"),
+        ("aesthetic", True, "a number, or null"),
+    ],
+)
+def test_what_a_tars_json_says_wrongly_is_one_line(field: str, value: object, told: str, tmp_path: Path) -> None:
+    picture_of_tar(tmp_path / "root", {"original_height_px": 80, "aesthetic": 4} | {field: value})
+    with pytest.raises(ValueError) as refused:
+        built(tmp_path / "root")
+    assert str(refused.value) == (
+        f"shards/train/a.tar: k.json: {field} = {value!r}: must be {told}; mend or remove the sample"
+    )
+
+
+def test_what_a_tars_json_says_of_no_interest_is_left_alone(tmp_path: Path) -> None:
+    said = {"original_height_px": 80, "aesthetic": float("nan"), "caption": None, "offset": "x", "width": [1], "uid": 3}
+    picture_of_tar(tmp_path / "root", said)
+    sample = built(tmp_path / "root").sample(0)
+    assert (sample.original_hw, sample.caption) == ((80, 48), "") and np.isnan(sample.aesthetic)
+
+
+def picture_of_tar(root: Path, said: dict[str, object]) -> None:
+    """A root whose one tar has one picture of 48 x 48 and its JSON."""
+    path = root / "shards/train/a.tar"
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("k.jpg", encoded(picture(1, 48, 48))), ("k.json", json.dumps(said).encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))

@@ -123,6 +123,7 @@ def test_sigterm_waits_for_the_checkpoint_in_s3_and_another_world_size_continues
     assert process.returncode == 0
     said = re.search(r"stopped after step (\d+); the same command continues from (s3://bucket/run/step-\d+)", printed)
     assert said is not None, printed
+    assert "the first epoch carries" in printed and " 0 dropped; 0 of weight 0" in printed
     step, saved = int(said[1]), said[2]
     verify(saved)
     assert read_state(saved).step == step

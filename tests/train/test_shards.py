@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,11 +21,13 @@ from train import shards
 from train.config import BatchConfig, LoaderConfig, OrderConfig
 from train.data import Loader
 from train.index import Member, open_index
-from train.index_build import IndexOf, build_index
-from train.read_ahead import cache_advice
+from train.index_build import IndexOf, build_index, is_current
+from train.read_ahead import ReadAhead, cache_advice
 from train.recipes import base
 from train.samples import LatentSource
 from train.shards import BadSample, BlockCache, ShardReader, shard_reader
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,9 @@ def bucket(tiny: Tiny):
     shards._filesystem.cache_clear()
     store = fsspec.filesystem("s3", skip_instance_cache=True)
     store.mkdir("pictures")
-    store.put(str(tiny.root / "latents"), "pictures/root/latents", recursive=True)
+    for part in ("latents", "shards", "tables"):
+        store.put(str(tiny.root / part), f"pictures/root/{part}", recursive=True)
+    store.put(str(tiny.root / "shards"), "pictures/tars/shards", recursive=True)
     yield "s3://pictures/root"
     server.stop()
     shards._filesystem.cache_clear()
@@ -54,6 +62,11 @@ def bucket(tiny: Tiny):
 
 def cache(folder: Path, max_bytes: int = 10**6, block_bytes: int = 4096) -> BlockCache:
     return BlockCache(folder=str(folder), version="1", max_bytes=max_bytes, block_bytes=block_bytes)
+
+
+def block_of(shard: str, number: int) -> Member:
+    """All of a block of `cache`."""
+    return Member(shard=shard, offset=number * 4096, num_bytes=4096)
 
 
 def test_remote_bytes_are_the_local_ones_with_and_without_cache(bucket: str, tiny: Tiny, tmp_path: Path) -> None:
@@ -73,15 +86,15 @@ def test_the_cache_never_holds_more_and_keeps_what_was_used_last(
     small = cache(tmp_path, max_bytes=5 * 4096)
     shard = index_of(tiny.root).sample(0).latents[0].shard
     for block in range(5):
-        small.read(bucket, shard, block)
+        small.read(bucket, block_of(shard, block))
         assert small.used_bytes() <= 5 * 4096
-    small.read(bucket, shard, 0)
-    small.read(bucket, shard, 5)  # block 1 goes: 0 was used after it
+    small.read(bucket, block_of(shard, 0))
+    small.read(bucket, block_of(shard, 5))  # block 1 goes: 0 was used after it
     assert small.used_bytes() == 5 * 4096
     assert len(asked) == 6
-    small.read(bucket, shard, 0)
+    small.read(bucket, block_of(shard, 0))
     assert len(asked) == 6
-    small.read(bucket, shard, 1)
+    small.read(bucket, block_of(shard, 1))
     assert len(asked) == 7
 
 
@@ -95,8 +108,8 @@ def test_what_a_killed_writer_left_is_written_over(
     shard = index_of(tiny.root).sample(0).latents[0].shard
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(shards.os, "replace", killed)
-        small.read(bucket, shard, 0)
-    small.read(bucket, shard, 1)
+        small.read(bucket, block_of(shard, 0))
+    small.read(bucket, block_of(shard, 1))
     files = [path for path in Path(small.folder).rglob("*") if path.is_file() and ".locks" not in path.parts]
     assert len(files) == 1
 
@@ -110,7 +123,7 @@ def test_a_block_is_fetched_once_by_many_at_the_same_time(
     one = cache(tmp_path)
     shard = index_of(tiny.root).sample(0).latents[0].shard
     with ThreadPoolExecutor(8) as pool:
-        data = list(pool.map(lambda _: one.read(bucket, shard, 2), range(8)))
+        data = list(pool.map(lambda _: one.read(bucket, block_of(shard, 2)), range(8)))
     assert len(set(data)) == 1
     assert asked == [2 * 4096]
 
@@ -123,6 +136,79 @@ def test_missing_and_truncated_remote_shards_are_told_apart(bucket: str, tmp_pat
                 reader.read(Member(shard="short.tar", offset=offset, num_bytes=200))
         with pytest.raises(BadSample, match="^missing: .*gone.tar"):
             reader.read(Member(shard="gone.tar", offset=0, num_bytes=10))
+
+
+def test_stretches_of_kept_blocks_are_put_together(bucket: str, tiny: Tiny, tmp_path: Path) -> None:
+    one, shard = cache(tmp_path), index_of(tiny.root).sample(0).latents[0].shard
+    whole = b"".join(one.read(bucket, block_of(shard, number)) for number in range(3))
+    (held,) = [path for path in tmp_path.iterdir() if path.is_file() and path.read_bytes() == whole[4096:8192]]
+    held.write_bytes(b"\0" * 100 + whole[4196:8192])  # bytes that nobody asks for
+    for first, last in ((4196, 4200), (5000, 8192), (5000, 9000), (8192, 9000)):
+        member = Member(shard=shard, offset=first, num_bytes=last - first)
+        assert one.read(bucket, member) == whole[first:last]
+    assert (
+        one.read(bucket, Member(shard=shard, offset=4000, num_bytes=200))
+        == whole[4000:4096] + b"\0" * 100 + whole[4196:4200]
+    )
+
+
+def test_blocks_are_fetched_some_steps_ahead_once_each_whatever_the_store_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step n needs two stretches of block n and one of block n + 1; block 3 cannot be fetched."""
+    asked: list[int] = []
+
+    def fetch(_root: str, _shard: str, offset: int, num_bytes: int) -> bytes:
+        asked.append(offset // 4096)
+        if offset == 3 * 4096:
+            raise ConnectionError("the store is busy")
+        return b"x" * num_bytes
+
+    def members_of(step: int) -> list[Member]:
+        return [Member(shard="a.tar", offset=4096 * step + at, num_bytes=9) for at in (5, 50, 4096)]
+
+    monkeypatch.setattr(shards, "fetch_range", fetch)
+    reader = ShardReader(root="memory://pictures", cache=cache(tmp_path))
+    config = dataclasses.replace(base(), steps=7, loader=LoaderConfig(read_ahead_steps=2, threads=3))
+    ahead = ReadAhead(config, reader, members_of, 1)
+    for reached, blocks in ((1, {1, 2, 3}), (3, {1, 2, 3, 4, 5}), (4, {1, 2, 3, 4, 5, 6})):
+        ahead.reached(reached)
+        assert settled(asked) == blocks
+    assert [asked.count(block) for block in range(1, 7)] == [1, 1, 2, 1, 1, 1]  # 3 is asked for by steps 2 and 3
+    assert "read ahead: a.tar: the store is busy" in capsys.readouterr().err
+    ahead.stop()
+    ahead.reached(6)
+    assert settled(asked) == {1, 2, 3, 4, 5, 6}
+
+
+def settled(asked: list[int]) -> set[int]:
+    """What was asked for when nothing new has come for a while."""
+    count = -1
+    while count != len(asked):
+        count = len(asked)
+        time.sleep(0.3)
+    return set(asked)
+
+
+def test_an_index_built_from_s3_is_the_local_one_and_the_check_reads_all_of_it(
+    bucket: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars/shards").symlink_to(tiny.root / "shards")
+    for name, there, here in (("root", bucket, tiny.root), ("tars", "s3://pictures/tars", tmp_path / "tars")):
+        for split in ("train", "val"):
+            places = [IndexOf(root=str(root), split=split, resolution_px=64) for root in (there, here)]
+            folders = [tmp_path / f"{name}-{place}" / split for place in ("there", "here")]
+            for what, folder in zip(places, folders, strict=True):
+                build_index(what, folder)
+                assert is_current(what, folder)
+            for file in ("rows.bin", "captions.bin", "shards.txt"):
+                assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes() != b""
+    command = [sys.executable, "-m", "train.data", "--root", bucket, "--index", str(tmp_path / "root-there"), "--check"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["split"], line["rows"], line["faults"]) for line in told] == [("train", 30, 0), ("val", 4, 0)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
