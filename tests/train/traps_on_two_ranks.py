@@ -60,7 +60,7 @@ def training_step(config: TrainConfig, index: Index, world: World) -> dict[str, 
     batch = next(loader.micro_batches(0))
     batch.time_ids_BT[:, :2] = torch.tensor([1333.0, 513.0])
     objective = Objective(config, frozen, functools.partial(predict, engine.engine, engine.dtype))
-    engine.backward(objective.losses(batch, objective.draws(batch)).mean())
+    engine.backward(objective.losses(objective.inputs(batch)).mean())
     stepped = engine.step(LR)
     ema.update(engine.master)
 
