@@ -77,6 +77,16 @@ def test_a_click_on_a_bar_shows_those_samples(browser, address):
     assert links == [f"{address}/#/sample/{uid(COPY)}"]
 
 
+@pytest.mark.parametrize("name", ["aesthetic", "caption_chars", "aspect"])
+def test_a_click_on_a_bin_shows_those_samples(browser, address, name):
+    browser.open(f"{address}/#/distributions")
+    bar = f"document.querySelector('[data-number={name}] .mark-rect path')"
+    browser.until(bar)
+    browser.driver.execute_script(f"{bar}.dispatchEvent(new MouseEvent('click', {{bubbles: true}}))")
+    browser.until(f"location.hash.includes('score={name}&') && document.querySelector('.grid-rows .tile')")
+    assert not browser.driver.find_elements(By.CLASS_NAME, "error"), browser.text()
+
+
 def test_a_typed_value_and_a_slider_count_as_duckdb_does(browser, address, made_folder):
     browser.open(f"{address}/#/what-if")
     before = int(browser.driver.find_element(By.ID, "kept").get_attribute("data-kept"))

@@ -391,10 +391,44 @@ def test_histograms_hold_every_value_once(client):
         said = client.get("histogram", name=name)
         assert sum(bin["kept"] + bin["dropped"] + bin["undecided"] for bin in said["bins"]) == said["rows"], name
     said = client.get("histogram", name="aesthetic")
-    assert (said["cut_off"], said["drops"], said["rows"]) == (4.0, "below", ROWS - 2)
+    assert (said["cut_offs"], said["rows"]) == ([{"value": 4.0, "drops": "below"}], ROWS - 2)
     assert sum(bin["kept"] for bin in said["bins"]) == client.get("funnel")["rows_kept"]
     number = next(n for n in client.get("distributions")["numbers"] if n["name"] == "aesthetic")
     assert (number["range"], number["direction"], number["model"]) == ("1..10", "higher is better", "a head")
+
+
+def test_what_selection_computes_is_drawn_and_listed_as_well(client, index):
+    drawn = {name: client.get("histogram", name=name) for name in ("shorter_side_px", "aspect", "caption_chars")}
+    assert [drawn[name]["cut_offs"] for name in drawn] == [
+        [{"value": 200, "drops": "below"}],
+        [{"value": 3.0, "drops": "above"}],
+        [],
+    ]
+    sides = index.rows("SELECT width_px, height_px, length(caption_clean) FROM board WHERE NOT hidden")
+    expected = {
+        "shorter_side_px": [(w and min(w, h)) for w, h, _ in sides],
+        "aspect": [(w and np.float32(max(w, h)) / np.float32(min(w, h))) for w, h, _ in sides],
+        "caption_chars": [chars for _, _, chars in sides],
+    }
+    for name, values in expected.items():
+        there = sorted(value for value in values if value is not None)
+        middle = float(there[len(there) // 2])
+        assert client.get("samples", score=name, high=middle)["rows"] == sum(value <= middle for value in there), name
+    (first,) = client.get("samples", sort="shorter_side_px", count=1)["tiles"]
+    assert min(first["width_px"], first["height_px"]) == min(filter(None, expected["shorter_side_px"]))
+
+
+def test_every_cut_off_of_a_number_is_drawn(tmp_path):
+    both = (Threshold(column="sharpness", min=20.0, max=400.0), Threshold(column="num_words", max=9))
+    write_root(str(tmp_path), rows=20, settings=replace(SETTINGS, thresholds=both))
+    index = Index(Root(str(tmp_path)))
+    index.refresh()
+    drawn = [
+        QUESTIONS["histogram"](shown(index, {}), {"name": name})["cut_offs"] for name in ("sharpness", "num_words")
+    ]
+    index.close()
+    low, high = {"value": 20.0, "drops": "below"}, {"value": 400.0, "drops": "above"}
+    assert drawn == [[low, high], [{"value": 9, "drops": "above"}]]
 
 
 def test_outliers_get_bins_of_their_own(tmp_path):
