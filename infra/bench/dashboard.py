@@ -3,9 +3,10 @@
 
     python infra/bench/dashboard.py --rows 10000000
 
-makes the tables below a temporary folder (numbers at random, a tenth of the samples duplicates, no pictures, embeddings
-in the first fragments: "more like this" reads no others), starts `pipelines/dashboard.py` on them as a process of its own and asks it over HTTP. Prints JSON lines: one for the reading,
-one for each question with the median and the slowest of its turns, every turn with other values where it has any.
+makes the tables below a temporary folder (numbers at random, a tenth of the samples duplicates, no pictures,
+embeddings in the first fragments: "more like this" reads no others), starts `pipelines/dashboard.py` on them as a
+process of its own and asks it over HTTP. Prints JSON lines: one for the reading, one for each question with the median
+and the slowest of its turns, every turn with other values where it has any.
 """
 
 from __future__ import annotations
@@ -53,12 +54,19 @@ TABLES = {
         (random() ** 3)::FLOAT AS watermark_prob, (0.35 * random())::FLOAT AS clip_similarity,
         n % 100000 = 17 AS blocklist_hit""",
 }
+WHOLE_CORPUS = {
+    "top_fractions": [{"column": "aesthetic", "fraction": 0.8, "of": "measured"}],
+    "quotas": [{"by": "domain", "max_samples": 100, "rank_by": "aesthetic"}],
+}
+"""Rules over the whole corpus, as selection's settings name them."""
+CUT_OFFS = [
+    {"min_side_px": 200 + 20 * t, "min_aesthetic": 3 + 0.3 * t, "max_nsfw_prob": 0.5, "max_watermark_prob": 0.8}
+    | {"min_clip_similarity": 0.05, "max_aspect": 3, "min_entropy_bits": 2}
+    for t in range(TURNS)
+]
 QUESTIONS: dict[str, list[dict[str, Any]]] = {
-    "counts": [
-        {"min_side_px": 200 + 20 * t, "min_aesthetic": 3 + 0.3 * t, "max_nsfw_prob": 0.5, "max_watermark_prob": 0.8}
-        | {"min_clip_similarity": 0.05, "max_aspect": 3, "min_entropy_bits": 2}
-        for t in range(TURNS)
-    ],
+    "counts": CUT_OFFS,
+    "whole-counts": CUT_OFFS[:3],
     "near": [{"setting": "min_aesthetic", "value": 3 + 0.3 * t} for t in range(TURNS)],
     "funnel": [{}] * TURNS,
     "split": [{"by": "source"}, {"by": "language"}, {"by": "host"}],
@@ -114,7 +122,8 @@ def make_tables(root: Path, rows: int, fragment_rows: int) -> None:
         files = {
             f"made-{n:05d}": {"rows": b - a, "receipt": "", "files": _said(table, n)} for n, (a, b) in enumerate(spans)
         }
-        said = {"rows": rows, "fragments": files, "settings": {}, "models": []}
+        settings = WHOLE_CORPUS if table == "selection" else {}
+        said = {"rows": rows, "fragments": files, "settings": settings, "models": []}
         (root / "tables" / table / "_run.json").write_text(json.dumps(said))
 
 

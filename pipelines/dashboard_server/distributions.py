@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -43,7 +44,7 @@ def listed(index: Index) -> dict[str, Any]:
 def histogram(index: Index, name: str) -> dict[str, Any]:
     """Return bins [low, high) with kept and dropped rows; the first and the last have open ends, with the outliers."""
     value = value_sql(index, "name", name)
-    lowest, highest, low, high, count, whole = span(index, value, TAIL)
+    lowest, highest, low, high, count, whole = spans(index, [value], TAIL)[0]
     said: dict[str, Any] = {"name": name, "rows": count, "lowest": lowest, "highest": highest, "bins": []}
     said["cut_offs"] = [
         {"value": limit.value, "drops": "below" if limit.is_minimum else "above"}
@@ -69,18 +70,27 @@ def histogram(index: Index, name: str) -> dict[str, Any]:
     return said | {"low": low, "width": width}
 
 
-def span(index: Index, value_sql: str, tail: float, condition: str = "true") -> tuple[Any, ...]:
+def spans(index: Index, values_sql: Sequence[str], tail: float, condition: str = "true") -> list[tuple[Any, ...]]:
     """Return smallest and largest value, the quantiles `tail` and 1 - `tail`, the count, and whether all are whole.
 
     Above QUANTILE_ROWS rows the quantiles are of every n-th row: they only say where an axis begins and ends.
     """
     every = max(1, index.rows("SELECT count(*) FROM board")[0][0] // QUANTILE_ROWS)
-    quantiles = [f"approx_quantile(v, {at}) FILTER (number % {every} = 0)" for at in (tail, 1 - tail)]
-    return index.rows(
-        f"""SELECT min(v), max(v), coalesce({quantiles[0]}, min(v)), coalesce({quantiles[1]}, max(v)), count(v),
-            coalesce(bool_and(v = floor(v)), false)
-        FROM (SELECT ({value_sql})::DOUBLE AS v, number FROM board WHERE {condition})"""
-    )[0]
+    numbers = ", ".join(f"({value})::DOUBLE AS v{at}" for at, value in enumerate(values_sql))
+    of_all = "min(v{0}), max(v{0}), count(v{0}), coalesce(bool_and(v{0} = floor(v{0})), false)"
+    of_some = f"approx_quantile(v{{0}}, {tail}), approx_quantile(v{{0}}, {1 - tail})"
+
+    def scan(asked: str, rows: str) -> list[tuple[Any, ...]]:
+        columns = ", ".join(asked.format(at) for at in range(len(values_sql)))
+        found = index.rows(f"SELECT {columns} FROM (SELECT {numbers} FROM board WHERE {rows})")[0]
+        each = len(found) // len(values_sql)
+        return [found[first : first + each] for first in range(0, len(found), each)]
+
+    ends = scan(of_some, f"{condition} AND number % {every} = 0")
+    return [
+        (lowest, highest, lowest if low is None else low, highest if high is None else high, count, whole)
+        for (lowest, highest, count, whole), (low, high) in zip(scan(of_all, condition), ends, strict=True)
+    ]
 
 
 def _grid(low: float, high: float, lowest: float, whole: bool) -> tuple[float, float]:
