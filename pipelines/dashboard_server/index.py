@@ -205,6 +205,7 @@ class Index:
             self._add(name, number, said)
             self.read += 1
             self.version += 1
+        pa.default_memory_pool().release_unused()
 
     def _forget(self, name: str, number: int) -> None:
         self.database.execute("DELETE FROM fragments WHERE name = ?", [name])
