@@ -1,10 +1,10 @@
 # make demo   installs everything into .venv/ and runs the main job
-# make test   installs everything and runs the tests
+# make test   installs everything, Chromium from Debian's packages where it may, and runs the tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CODE := curate pipelines schemas train tests infra docs
 
-.PHONY: demo test docs check format bench lock install peers
+.PHONY: demo test docs check format bench lock install peers chromium
 install: .venv/.installed
 
 .venv/.installed: requirements.lock
@@ -24,7 +24,11 @@ peers: .venv-peers/.installed
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/demo.py
 
-test: install
+# for the browser tests; where it cannot be had, they are skipped and say so
+chromium:
+	infra/install_chromium.sh
+
+test: install chromium
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 # the documentation as a site, every warning being an error

@@ -113,9 +113,9 @@ def _quantile(corpus: Corpus, said: Quantile) -> np.ndarray:
 
 def _top_fraction(corpus: Corpus, said: TopFraction) -> np.ndarray:
     score = corpus.values[said.column] * (1 if said.prefer == "high" else -1)
-    among = np.flatnonzero(corpus.passes()) if said.of == "passed" else np.arange(len(score))
+    among = np.flatnonzero(corpus.passes()) if said.of == "passed" else slice(None)
     drops = np.zeros(len(score), bool)
-    drops[among[~quotas.top(score[among], said.fraction, corpus.uid_N2[among])]] = True
+    drops[among] = ~quotas.top(score[among], said.fraction, corpus.uid_N2[among])
     return drops
 
 

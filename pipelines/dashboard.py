@@ -21,7 +21,7 @@ from pipelines.dashboard_server.answers import name_of, shown
 from pipelines.dashboard_server.app import application
 from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.settings import DashboardConfig
-from pipelines.store import MissingTable, Root
+from pipelines.store import MissingTable, Root, scratch_file
 
 ABOUT = About(
     command="python pipelines/dashboard.py",
@@ -59,11 +59,24 @@ def write(settings: DashboardConfig, index: Index, beside: dict[str, Index]) -> 
         one.refresh()
     if settings.export:
         made = exported.page(shown(index, beside), settings.max_megapixels)
-        Path(settings.export).write_bytes(made)
+        root, name = place_of(settings.export)
+        root.write(name, made)
         print(f"page     {settings.export}, {len(made) / 1e6:.1f} MB")
     if settings.parquet:
-        rows = open_elsewhere.write(index, settings.parquet, settings.max_megapixels)
+        draft = scratch_file(".parquet")
+        try:
+            rows = open_elsewhere.write(index, draft, settings.max_megapixels)
+            root, name = place_of(settings.parquet)
+            root.write_file(name, draft)
+        finally:
+            draft.unlink(missing_ok=True)
         print(f"parquet  {settings.parquet}, {rows:,} rows")
+
+
+def place_of(file: str) -> tuple[Root, str]:
+    """Return the folder of a file, local or on an object store, and the file's name."""
+    folder, _, name = file.rpartition("/")
+    return Root(folder or ("/" if file.startswith("/") else ".")), name
 
 
 def open_index(settings: DashboardConfig, root: str, file: str | None) -> Index:

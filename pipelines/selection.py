@@ -71,7 +71,7 @@ def choose(config: CurationConfig, names: list[str]) -> Made:
     """Return the table, a file for each fragment of samples: read once, judged, written."""
     root, asked = Root(config.root), _asked(config)
     with ThreadPoolExecutor(THREADS) as threads:
-        corpus, edges = _joined(threads.map(lambda name: _read(root, name, asked), names))
+        corpus, edges = joined(threads.map(lambda name: _read(root, name, asked), names))
         diversity, reasons = judge(corpus, asked.settings), rules(asked.settings)
         stretches = [slice(first, last) for first, last in zip(edges[:-1], edges[1:], strict=True)]
         written = list(threads.map(lambda name, at: _write(root, name, corpus, at, reasons), names, stretches))
@@ -101,17 +101,21 @@ class Asked:
 def _asked(config: CurationConfig) -> Asked:
     settings, taken_down = resolved(config.selection), read_taken_down(Root(config.root))
     numbers = {column: str(table_of(column, config.score)) for column in columns(settings)}
-    ranking = [quota.rank_by for quota in settings.quotas]
-    ranking += [settings.diversity.rank_by] if settings.diversity is not None else []
-    later = {said.column for said in settings.quantiles} | {said.column for said in settings.top_fractions}
-    later |= {column for column in ranking if column is not None}
     return Asked(
         settings=settings,
         numbers=numbers,
-        later=later,
+        later=later_columns(settings),
         columns=_columns(settings, numbers, taken_down),
         taken_down=taken_down,
     )
+
+
+def later_columns(settings: SelectionConfig) -> set[str]:
+    """Return the columns of numbers that rules over the whole corpus need."""
+    ranking = [quota.rank_by for quota in settings.quotas]
+    ranking += [settings.diversity.rank_by] if settings.diversity is not None else []
+    later = {said.column for said in settings.quantiles} | {said.column for said in settings.top_fractions}
+    return later | {column for column in ranking if column is not None}
 
 
 def _columns(settings: SelectionConfig, numbers: dict[str, str], taken_down: TakenDown) -> dict[str, list[str]]:
@@ -229,7 +233,7 @@ def _host(authority: str) -> str:
     return (host if port.isdigit() or not port else named).removeprefix("www.")
 
 
-def _joined(parts: Iterator[Part]) -> tuple[Corpus, np.ndarray]:
+def joined(parts: Iterator[Part]) -> tuple[Corpus, np.ndarray]:
     """Return the whole corpus and where each part begins, with the number of samples behind them."""
     whole: dict[tuple[Reason, ...], int] = {(): 0}
     numbers: dict[str, dict[str, int]] = {}

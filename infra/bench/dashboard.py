@@ -3,14 +3,16 @@
 
     python infra/bench/dashboard.py --rows 10000000
 
-makes the tables below a temporary folder (numbers at random, a tenth of the samples duplicates, no pictures), starts
-`pipelines/dashboard.py` on them as a process of its own and asks it over HTTP. Prints JSON lines: one for the reading,
-one for each question with the median and the slowest of its turns, every turn with other values where it has any.
+makes the tables below a temporary folder (numbers at random, a tenth of the samples duplicates, no pictures,
+embeddings in the first fragments: "more like this" reads no others), starts `pipelines/dashboard.py` on them as a
+process of its own and asks it over HTTP. Prints JSON lines: one for the reading, one for each question with the median
+and the slowest of its turns, every turn with other values where it has any.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -24,9 +26,13 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 PROJECT = Path(__file__).resolve().parents[2]
 TURNS = 7
+EMBEDDED_ROWS, EMBEDDING_DIM = 300_000, 768
 TABLES = {
     "samples": """uid, CASE WHEN n % 5 = 0 THEN 'archive' ELSE 'crawl' END AS source,
         'https://site' || (n * 7919 % 50000) || '.example/pictures/' || n || '.jpg' AS url, caption,
@@ -48,12 +54,19 @@ TABLES = {
         (random() ** 3)::FLOAT AS watermark_prob, (0.35 * random())::FLOAT AS clip_similarity,
         n % 100000 = 17 AS blocklist_hit""",
 }
+WHOLE_CORPUS = {
+    "top_fractions": [{"column": "aesthetic", "fraction": 0.8, "of": "measured"}],
+    "quotas": [{"by": "domain", "max_samples": 100, "rank_by": "aesthetic"}],
+}
+"""Rules over the whole corpus, as selection's settings name them."""
+CUT_OFFS = [
+    {"min_side_px": 200 + 20 * t, "min_aesthetic": 3 + 0.3 * t, "max_nsfw_prob": 0.5, "max_watermark_prob": 0.8}
+    | {"min_clip_similarity": 0.05, "max_aspect": 3, "min_entropy_bits": 2}
+    for t in range(TURNS)
+]
 QUESTIONS: dict[str, list[dict[str, Any]]] = {
-    "counts": [
-        {"min_side_px": 200 + 20 * t, "min_aesthetic": 3 + 0.3 * t, "max_nsfw_prob": 0.5, "max_watermark_prob": 0.8}
-        | {"min_clip_similarity": 0.05, "max_aspect": 3, "min_entropy_bits": 2}
-        for t in range(TURNS)
-    ],
+    "counts": CUT_OFFS,
+    "whole-counts": CUT_OFFS[:3],
     "near": [{"setting": "min_aesthetic", "value": 3 + 0.3 * t} for t in range(TURNS)],
     "funnel": [{}] * TURNS,
     "split": [{"by": "source"}, {"by": "language"}, {"by": "host"}],
@@ -66,6 +79,7 @@ QUESTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "samples, search": [{"text": f"thing {1234 + t} ", "count": 60} for t in range(TURNS)],
     "samples, sorted": [{"sort": "aesthetic", "descending": "yes", "first": t * 1000, "count": 60} for t in range(3)],
+    "like": [{"uid": hashlib.md5(str(n).encode()).hexdigest()} for n in (1, 2, 4, 5, 6)],
     "clusters": [{"order": order} for order in ("largest", "smallest", "farthest")],
     "label-queue": [{"score": "aesthetic", "count": 30 + t} for t in range(3)],
 }
@@ -100,13 +114,16 @@ def make_tables(root: Path, rows: int, fragment_rows: int) -> None:
             for table, columns in TABLES.items():
                 database.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT {columns} FROM base ORDER BY n")
                 _copy(database, root, table, number)
+            if first < EMBEDDED_ROWS:
+                _embed(root / f"tables/features/made-{number:05d}.parquet")
             database.execute(f"CREATE OR REPLACE TABLE selection AS {_selection()}")
             _copy(database, root, "selection", number)
     for table in (*TABLES, "selection"):
         files = {
             f"made-{n:05d}": {"rows": b - a, "receipt": "", "files": _said(table, n)} for n, (a, b) in enumerate(spans)
         }
-        said = {"rows": rows, "fragments": files, "settings": {}, "models": []}
+        settings = WHOLE_CORPUS if table == "selection" else {}
+        said = {"rows": rows, "fragments": files, "settings": settings, "models": []}
         (root / "tables" / table / "_run.json").write_text(json.dumps(said))
 
 
@@ -114,6 +131,16 @@ def _copy(database: Any, root: Path, table: str, number: int) -> None:
     folder = root / "tables" / table
     folder.mkdir(parents=True, exist_ok=True)
     database.execute(f"COPY {table} TO '{folder}/made-{number:05d}.parquet' (COMPRESSION zstd)")
+
+
+def _embed(file: Path) -> None:
+    """Add unit vectors at random as float16, as embed writes them."""
+    rows = pq.read_table(file)
+    vectors_ND = np.random.default_rng(0).standard_normal((len(rows), EMBEDDING_DIM), np.float32)
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    flat = pa.array(vectors_ND.astype(np.float16).ravel())
+    embedding = pa.FixedSizeListArray.from_arrays(flat, EMBEDDING_DIM)
+    pq.write_table(rows.append_column("embedding", embedding), file, compression="zstd", use_dictionary=["uid"])
 
 
 def _said(table: str, number: int) -> dict[str, Any]:

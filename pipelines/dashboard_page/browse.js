@@ -19,7 +19,7 @@ export async function browsePage(place, { asked, overview }) {
 function filters(asked, overview) {
   const set = (name) => (value) => go({ ...asked, [name]: value });
   const values = (name) => [["", "any"], ...withChosen(overview.values[name] ?? [], asked[name]).map((value) => [value, words(value)])];
-  const numbers = [["", "none"], ...overview.numbers.filter((one) => one.table !== "captions" || one.name !== "caption_chars").map((one) => [one.name, words(one.name)])];
+  const numbers = [["", "none"], ...overview.numbers.map((one) => [one.name, words(one.name)])];
   const typed = (name, label, kind) => h("label", { class: "choice" }, label, h("input", { type: kind, step: "any", value: asked[name] ?? "", name, onchange: (event) => go({ ...asked, [name]: event.target.value }) }));
   const rest = ["host", "license", "format", "bucket", "cluster_id"].filter((name) => asked[name]);
   return h(

@@ -36,9 +36,9 @@ export function histogramSpec(said, height = 150) {
       tooltip: [{ field: "told", title: "value" }, { field: "outcome" }, { field: "rows", format: "," }],
     },
   }];
-  if (said.cut_off !== null) {
+  if (said.cut_offs.length) {
     layers.push({
-      data: { values: [{ at: said.cut_off, told: `cut-off ${said.cut_off}: drops what is ${said.drops}` }] },
+      data: { values: said.cut_offs.map(({ value, drops }) => ({ at: value, told: `cut-off ${value}: drops what is ${drops}` })) },
       mark: { type: "rule", color: colour("accent"), strokeWidth: 2, strokeDash: [4, 3] },
       encoding: { x: { field: "at", type: "quantitative" }, tooltip: [{ field: "told", title: "cut-off" }] },
     });

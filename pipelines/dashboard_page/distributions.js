@@ -37,7 +37,7 @@ async function drawNumber(name, plot, told) {
   }
   const drawn = await chart(plot, histogramSpec(said));
   if (!exported) drawn.view.addEventListener("click", (event, item) => openBin(name, item));
-  const cut = said.cut_off === null ? "no cut-off set" : `cut-off ${short(said.cut_off)}, drops what is ${said.drops}`;
+  const cut = said.cut_offs.map(({ value, drops }) => `cut-off ${short(value)}, drops what is ${drops}`).join("; ") || "no cut-off set";
   told.textContent = `${count(said.rows)} values, ${short(said.lowest)} to ${short(said.highest)}; ${cut}`;
 }
 

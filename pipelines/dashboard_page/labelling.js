@@ -8,7 +8,7 @@ import { picture } from "./tiles.js";
 const KEYS = { g: "good", ArrowRight: "good", b: "bad", ArrowLeft: "bad" };
 
 export async function labellingPage(place, { asked, overview }) {
-  const numbers = overview.numbers.map((one) => one.name).filter((name) => name !== "caption_chars");
+  const numbers = overview.numbers.filter((one) => !one.computed).map((one) => one.name);
   const preferred = ["aesthetic", "nsfw_prob", "watermark_prob", "clip_similarity", "sharpness"];
   const score = asked.score ?? preferred.find((name) => numbers.includes(name)) ?? numbers[0];
   const stage = h("div", { class: "labelling" });

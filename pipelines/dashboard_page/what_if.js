@@ -1,4 +1,5 @@
-// What if: a slider and a typed value for each cut-off, exact counts down the funnel, pictures on both sides
+// What if: a slider and a typed value for each cut-off, exact counts down the funnel, pictures on both sides.
+// Rules over the whole corpus take seconds to count: they follow once the cut-offs rest
 
 import { exported, get, post } from "./api.js";
 import { count, h, section, share, short, show, words } from "./dom.js";
@@ -8,17 +9,23 @@ export async function whatIfPage(place, { overview }) {
   const said = await get("sliders");
   const state = new Map(said.sliders.map((slider) => [slider.setting, slider.recorded]));
   const recorded = await get("counts");
-  const parts = { total: h("div", { class: "answer" }), early: h("div", {}), buckets: h("div", {}), strips: h("div", {}), saved: h("div", {}) };
+  let recordedWhole = null;
+  const parts = { total: h("div", { class: "answer" }), early: h("div", {}), buckets: h("div", {}), strips: h("div", {}), whole: h("p", { class: "said" }), saved: h("div", {}) };
   const rows = new Map(said.sliders.map((slider) => [slider.setting, sliderRow(slider, state, changed)]));
+  const later = new Map(said.later.map((reason) => [reason, ruleRow(reason)]));
   let asking = false;
   let wanted = false;
   let looking = null;
+  let resting = null;
+  let counted = 0;
 
   async function changed(slider, value) {
     state.set(slider.setting, value);
     rows.get(slider.setting).classList.toggle("changed", value !== slider.recorded);
     look(slider, value);
     wanted = true;
+    clearTimeout(resting);
+    if (said.later.length) resting = setTimeout(countWhole, 500);
     if (asking) return;
     asking = true;
     while (wanted) {
@@ -38,23 +45,42 @@ export async function whatIfPage(place, { overview }) {
   }
 
   function tell(found) {
-    const change = found.kept - recorded.kept;
-    show(
-      parts.total,
-      h("div", {}, h("b", { id: "kept", "data-kept": found.kept }, count(found.kept)), ` of ${count(found.rows_in)} kept (${share(found.kept, found.rows_in)})`),
-      h("div", { class: "quiet" }, change ? `${change > 0 ? "+" : "–"}${count(Math.abs(change))} against the recorded cut-offs` : "as with the recorded cut-offs"),
-      h("span", { class: "badge exact", title: "counted over every row, nothing is sampled" }, found.not_counted.length ? "exact, before the rules named below" : "exact"),
-    );
+    total(found, recorded.kept, found.rows_in, said.later.length ? "exact, before the rules over the whole corpus" : "exact");
     const stages = Object.entries(found.early).map(([stage, dropped]) => `${stage} ${count(dropped)}`);
     show(parts.early, `${count(found.rows_in)} came in; dropped before any cut-off: ${stages.join(", ") || "none"}; ${count(found.meets_cut_offs)} meet the cut-offs`);
-    for (const cut of found.cut_offs) {
-      const row = rows.get(cut.setting);
-      if (!row) continue;
-      row.querySelector(".dropped-count").textContent = count(cut.dropped);
-      row.querySelector(".left-count").textContent = count(cut.left);
-      row.querySelector(".bar i").style.width = `${found.meets_cut_offs ? (100 * cut.left) / found.meets_cut_offs : 0}%`;
-    }
+    for (const cut of found.cut_offs) if (rows.has(cut.setting)) fill(rows.get(cut.setting), cut, found.meets_cut_offs);
     show(parts.buckets, bucketFill(found.buckets, recorded.buckets));
+    for (const row of later.values()) fill(row, { dropped: null, left: null }, 0);
+  }
+
+  // the rules behind the cut-offs; what a newer question has overtaken is not shown
+  async function countWhole() {
+    const own = ++counted;
+    const wished = JSON.stringify(asked(state, said.sliders));
+    show(parts.whole, "counting the rules over the whole corpus …");
+    try {
+      recordedWhole ??= await get("whole-counts");
+      const found = isRecorded() ? recordedWhole : await get("whole-counts", JSON.parse(wished));
+      if (own !== counted || wished !== JSON.stringify(asked(state, said.sliders))) return;
+      total(found, recordedWhole.kept, recorded.rows_in, "exact");
+      for (const rule of found.rules) fill(later.get(rule.reason), rule, recorded.meets_cut_offs);
+      show(parts.buckets, bucketFill(found.buckets, recordedWhole.buckets));
+      show(parts.whole);
+    } catch (error) {
+      if (own === counted) show(parts.whole, h("span", { class: "error", role: "alert" }, error.message));
+    }
+  }
+
+  const isRecorded = () => said.sliders.every(({ setting, recorded: value }) => state.get(setting) === value);
+
+  function total(found, kept, rowsIn, badge) {
+    const change = found.kept - kept;
+    show(
+      parts.total,
+      h("div", {}, h("b", { id: "kept", "data-kept": found.kept }, count(found.kept)), ` of ${count(rowsIn)} kept (${share(found.kept, rowsIn)})`),
+      h("div", { class: "quiet" }, change ? `${change > 0 ? "+" : "–"}${count(Math.abs(change))} against the recorded cut-offs` : "as with the recorded cut-offs"),
+      h("span", { class: "badge exact", title: "counted over every row, nothing is sampled" }, badge),
+    );
   }
 
   async function save() {
@@ -66,7 +92,6 @@ export async function whatIfPage(place, { overview }) {
     }
   }
 
-  const others = Object.entries(said.without_a_slider);
   show(
     place,
     section(
@@ -74,8 +99,8 @@ export async function whatIfPage(place, { overview }) {
       "Move a cut-off, or type a value: the first cut-off that a sample fails counts, in this order.",
       parts.total,
       h("p", { class: "said" }, parts.early),
-      h("div", { class: "sliders" }, h("div", { class: "slider heads" }, ["cut-off", "", "value", "drops", "left", ""].map((name) => h("span", {}, name))), [...rows.values()]),
-      others.length ? h("p", { class: "said" }, `Rules over the whole corpus come after these cut-offs and are not counted here; the recorded selection dropped by them: ${others.map(([reason, dropped]) => `${words(reason)} ${count(dropped)}`).join(", ")}.`) : null,
+      h("div", { class: "sliders" }, h("div", { class: "slider heads" }, ["cut-off", "", "value", "drops", "left", ""].map((name) => h("span", {}, name))), [...rows.values()], [...later.values()]),
+      parts.whole,
       exported ? null : h("p", {}, h("button", { id: "save", onclick: save }, "Save as config")),
       parts.saved,
     ),
@@ -83,6 +108,7 @@ export async function whatIfPage(place, { overview }) {
     section("Aspect buckets", "What is kept, by height x width in px; the outline is what the recorded cut-offs keep.", parts.buckets),
   );
   tell(recorded);
+  if (said.later.length) countWhole();
   const first = said.sliders.find((slider) => slider.recorded !== null && slider.rows) ?? null;
   if (first && !exported) await sides(parts.strips, first, first.recorded);
   if (exported) show(parts.strips, exported.strips.map(({ setting, value, sides: found }) => bothSides(setting, value, found)));
@@ -112,8 +138,20 @@ function sliderRow(slider, state, changed) {
   const off = h("button", { class: "quiet", title: "switch this cut-off off", onclick: () => { typed.value = ""; changed(slider, null); } }, "off");
   const back = h("button", { class: "quiet", title: "the recorded value", onclick: () => { typed.value = slider.recorded ?? ""; range.value = start; changed(slider, slider.recorded); } }, "reset");
   const name = h("span", { class: "name", title: slider.meaning }, words(slider.setting), h("small", {}, slider.rows ? `drops what is ${slider.drops}; values ${short(slider.lowest)} to ${short(slider.highest)}` : "no values yet"));
-  const left = h("span", { class: "left" }, h("span", { class: "bar thin" }, h("i", { class: "kept" })), h("span", { class: "left-count" }));
-  return h("div", { class: "slider", "data-setting": slider.setting }, name, range, typed, h("span", { class: "dropped-count" }), left, exported || !slider.rows ? h("span") : h("span", { class: "buttons" }, back, off));
+  return h("div", { class: "slider", "data-setting": slider.setting }, name, range, typed, h("span", { class: "dropped-count" }), leftOf(), exported || !slider.rows ? h("span") : h("span", { class: "buttons" }, back, off));
+}
+
+function fill(row, { dropped, left }, most) {
+  row.querySelector(".dropped-count").textContent = dropped === null ? "…" : count(dropped);
+  row.querySelector(".left-count").textContent = left === null ? "…" : count(left);
+  row.querySelector(".bar i").style.width = `${most ? (100 * left) / most : 0}%`;
+}
+
+const leftOf = () => h("span", { class: "left" }, h("span", { class: "bar thin" }, h("i", { class: "kept" })), h("span", { class: "left-count" }));
+
+function ruleRow(reason) {
+  const name = h("span", { class: "name" }, words(reason), h("small", {}, "looks at the whole corpus; its value is in the settings"));
+  return h("div", { class: "slider", "data-rule": reason }, name, h("span"), h("span"), h("span", { class: "dropped-count" }), leftOf(), h("span"));
 }
 
 async function sides(place, slider, value) {

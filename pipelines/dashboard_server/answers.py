@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.dashboard_server import clusters, distributions, funnel_page, samples, training, what_if
+from pipelines.dashboard_server import clusters, distributions, funnel_page, samples, training, what_if, whole_corpus
 from pipelines.dashboard_server.browse import MOST_AT_ONCE, Lists, near
-from pipelines.dashboard_server.cut_off_list import limits
+from pipelines.dashboard_server.cut_off_list import later_reasons, limits
 from pipelines.dashboard_server.filters import EQUAL, number, one_of, whole
 from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.labels import Labels
@@ -109,11 +109,15 @@ def most_frequent(this: Shown, asked: Asked) -> dict[str, Any]:
 
 
 def sliders(this: Shown, asked: Asked) -> dict[str, Any]:
-    return {"sliders": what_if.sliders(this.index), "without_a_slider": what_if.without_a_slider(this.index)}
+    return {"sliders": what_if.sliders(this.index), "later": later_reasons(this.index.settings)}
 
 
 def counts(this: Shown, asked: Asked) -> dict[str, Any]:
     return what_if.what_if(this.index, what_if.limits_asked(this.index, asked))
+
+
+def whole_counts(this: Shown, asked: Asked) -> dict[str, Any]:
+    return whole_corpus.whole_corpus(this.index, what_if.limits_asked(this.index, asked))
 
 
 def near_a_cut_off(this: Shown, asked: Asked) -> dict[str, Any]:
@@ -187,6 +191,7 @@ QUESTIONS: dict[str, Callable[[Shown, Asked], dict[str, Any]]] = {
     "most-frequent": most_frequent,
     "sliders": sliders,
     "counts": counts,
+    "whole-counts": whole_counts,
     "near": near_a_cut_off,
     "samples": page_of_samples,
     "sample": sample,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.dashboard_server.cut_off_list import Limit
-from pipelines.dashboard_server.filters import SHOWN, one_of, where
+from pipelines.dashboard_server.filters import SHOWN, value_sql, where
 from pipelines.dashboard_server.index import Index
 
 MOST_AT_ONCE = 200
@@ -34,8 +34,8 @@ class Lists:
         condition, values = where(self._index, asked)
         order = "number"
         if asked.get("sort"):
-            column = one_of("sort", asked["sort"], self._index.numbers)
-            order = f'"{column}" {"DESC" if asked.get("descending") else "ASC"} NULLS LAST, number'
+            value = value_sql(self._index, "sort", asked["sort"])
+            order = f"{value} {'DESC' if asked.get('descending') else 'ASC'} NULLS LAST, number"
         key = (self._index.version, condition, tuple(values), order)
         with self._lock:
             if key not in self._lists:

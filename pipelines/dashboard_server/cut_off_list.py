@@ -14,12 +14,13 @@ from curate.cut_offs import DERIVED, OTHER_LANGUAGE, CutOff, active, cut_offs, r
 from curate.verdicts import rules
 from pipelines.store import MANIFEST, Root
 
-_DERIVED_SQL = {
+DERIVED_SQL = {
     "shorter_side_px": "least(width_px, height_px)",
     "aspect": "greatest(width_px, height_px)::FLOAT / least(width_px, height_px)::FLOAT",
     "caption_chars": "caption_chars",
 }
-assert _DERIVED_SQL.keys() == DERIVED.keys(), "what selection computes, the index computes as well"
+"""What selection computes, over the columns of the index."""
+assert DERIVED_SQL.keys() == DERIVED.keys(), "what selection computes, the index computes as well"
 _HELD = "caption_chars"
 """Computed by selection, a column of the index."""
 
@@ -58,7 +59,7 @@ def _limit(cut: CutOff, value: float | None, meanings: Mapping[str, str]) -> Lim
     return Limit(
         setting=other if cut.setting == "thresholds" else cut.setting,
         reason=cut.reason,
-        value_sql=_DERIVED_SQL.get(cut.column, f'"{cut.column}"'),
+        value_sql=DERIVED_SQL.get(cut.column, f'"{cut.column}"'),
         is_minimum=is_minimum,
         column=None if is_computed else cut.column,
         value=value,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.dashboard_server.cut_off_list import limits
-from pipelines.dashboard_server.filters import one_of
+from pipelines.dashboard_server.cut_off_list import DERIVED_SQL, limits
+from pipelines.dashboard_server.filters import one_of, value_sql
 from pipelines.dashboard_server.index import Index
 
 BINS = 40
@@ -22,32 +23,41 @@ WORDS = {
     "bucket": "aspect bucket, height x width in px",
 }
 MOST_SHOWN = 20
-OTHER_NUMBERS = {"caption_chars": ("length of the cleaned caption", "characters")}
+COMPUTED = {
+    "caption_chars": ("length of the cleaned caption", "characters", "captions", "0.."),
+    "shorter_side_px": ("shorter side of the picture", "px", "features", "1.."),
+    "aspect": ("longer side over shorter side", "", "features", "1.."),
+}
+"""Numbers that no table holds: meaning, unit, the table they are computed from, range."""
+assert COMPUTED.keys() == DERIVED_SQL.keys(), "each has a meaning"
 
 
 def listed(index: Index) -> dict[str, Any]:
     """Return the names of what can be shown, with what the schemas say of each number."""
-    numbers = [asdict(said) for said in index.numbers.values()]
-    empty = {"table": "captions", "range": "0..", "direction": "", "model": "", "revision": ""}
-    numbers += [{"name": n, "meaning": said[0], "unit": said[1]} | empty for n, said in OTHER_NUMBERS.items()]
+    numbers = [asdict(said) | {"computed": False} for said in index.numbers.values()]
+    empty = {"direction": "", "model": "", "revision": "", "computed": True}
+    keys = ("name", "meaning", "unit", "table", "range")
+    numbers += [dict(zip(keys, (name, *said), strict=True)) | empty for name, said in COMPUTED.items()]
     return {"numbers": numbers, "words": [{"name": name, "meaning": said} for name, said in WORDS.items()]}
 
 
 def histogram(index: Index, name: str) -> dict[str, Any]:
     """Return bins [low, high) with kept and dropped rows; the first and the last have open ends, with the outliers."""
-    one_of("name", name, {*index.numbers, *OTHER_NUMBERS})
-    lowest, highest, low, high, count, whole = span(index, f'"{name}"', TAIL)
-    cut = next((limit for limit in limits(index.settings) if limit.column == name), None)
+    value = value_sql(index, "name", name)
+    lowest, highest, low, high, count, whole = spans(index, [value], TAIL)[0]
     said: dict[str, Any] = {"name": name, "rows": count, "lowest": lowest, "highest": highest, "bins": []}
-    said["cut_off"] = None if cut is None else cut.value
-    said["drops"] = None if cut is None else ("below" if cut.is_minimum else "above")
+    said["cut_offs"] = [
+        {"value": limit.value, "drops": "below" if limit.is_minimum else "above"}
+        for limit in limits(index.settings)
+        if limit.value_sql == value and limit.value is not None
+    ]
     if not count:
         return said
     low, width = _grid(low, high, lowest, whole)
     counted = index.rows(
         f"""SELECT least(greatest(floor((v - ?) / ?), -1), ?)::INTEGER AS bin,
             count(*) FILTER (keep), count(*) FILTER (keep = false), count(*) FILTER (keep IS NULL)
-        FROM (SELECT "{name}"::DOUBLE AS v, keep FROM board WHERE "{name}" IS NOT NULL) GROUP BY bin ORDER BY bin""",
+        FROM (SELECT ({value})::DOUBLE AS v, keep FROM board WHERE v IS NOT NULL) GROUP BY bin ORDER BY bin""",
         [low, width, BINS],
     )
     for place, kept, dropped, undecided in counted:
@@ -60,18 +70,27 @@ def histogram(index: Index, name: str) -> dict[str, Any]:
     return said | {"low": low, "width": width}
 
 
-def span(index: Index, value_sql: str, tail: float, condition: str = "true") -> tuple[Any, ...]:
+def spans(index: Index, values_sql: Sequence[str], tail: float, condition: str = "true") -> list[tuple[Any, ...]]:
     """Return smallest and largest value, the quantiles `tail` and 1 - `tail`, the count, and whether all are whole.
 
     Above QUANTILE_ROWS rows the quantiles are of every n-th row: they only say where an axis begins and ends.
     """
     every = max(1, index.rows("SELECT count(*) FROM board")[0][0] // QUANTILE_ROWS)
-    quantiles = [f"approx_quantile(v, {at}) FILTER (number % {every} = 0)" for at in (tail, 1 - tail)]
-    return index.rows(
-        f"""SELECT min(v), max(v), coalesce({quantiles[0]}, min(v)), coalesce({quantiles[1]}, max(v)), count(v),
-            coalesce(bool_and(v = floor(v)), false)
-        FROM (SELECT ({value_sql})::DOUBLE AS v, number FROM board WHERE {condition})"""
-    )[0]
+    numbers = ", ".join(f"({value})::DOUBLE AS v{at}" for at, value in enumerate(values_sql))
+    of_all = "min(v{0}), max(v{0}), count(v{0}), coalesce(bool_and(v{0} = floor(v{0})), false)"
+    of_some = f"approx_quantile(v{{0}}, {tail}), approx_quantile(v{{0}}, {1 - tail})"
+
+    def scan(asked: str, rows: str) -> list[tuple[Any, ...]]:
+        columns = ", ".join(asked.format(at) for at in range(len(values_sql)))
+        found = index.rows(f"SELECT {columns} FROM (SELECT {numbers} FROM board WHERE {rows})")[0]
+        each = len(found) // len(values_sql)
+        return [found[first : first + each] for first in range(0, len(found), each)]
+
+    ends = scan(of_some, f"{condition} AND number % {every} = 0")
+    return [
+        (lowest, highest, lowest if low is None else low, highest if high is None else high, count, whole)
+        for (lowest, highest, count, whole), (low, high) in zip(scan(of_all, condition), ends, strict=True)
+    ]
 
 
 def _grid(low: float, high: float, lowest: float, whole: bool) -> tuple[float, float]:

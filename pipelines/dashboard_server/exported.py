@@ -62,6 +62,7 @@ def _answers(this: Shown) -> Iterable[tuple[str, Any]]:
     asked: list[tuple[str, dict[str, str]]] = [
         (name, {}) for name in ("overview", "funnel", "distributions", "sliders", "counts")
     ]
+    asked += [("whole-counts", {})] if QUESTIONS["sliders"](this, {})["later"] else []
     asked += [("split", {"by": by}) for by in ("source", "language", "host")]
     asked += [("histogram", {"name": number["name"]}) for number in listed["numbers"]]
     asked += [("most-frequent", {"name": word["name"]}) for word in listed["words"]]

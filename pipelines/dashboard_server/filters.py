@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.dashboard_server.cut_off_list import DERIVED_SQL
 from pipelines.dashboard_server.index import Index
 
 EQUAL = ("source", "language", "host", "license", "format", "stage", "reason", "kind", "cluster_id")
@@ -31,12 +32,18 @@ def where(index: Index, asked: Mapping[str, str]) -> tuple[str, list[Any]]:
         values.append(asked["text"])
     score = asked.get("score")
     if score:
-        column = one_of("score", score, index.numbers)
+        value = value_sql(index, "score", score)
         for name, sign in (("low", ">="), ("high", "<=")):
             if asked.get(name):
-                conditions.append(f'"{column}" {sign} ?')
+                conditions.append(f"{value} {sign} ?")
                 values.append(number(name, asked[name]))
     return " AND ".join(conditions), values
+
+
+def value_sql(index: Index, field: str, name: str) -> str:
+    """Return a number of the samples over the columns of the index; raises ValueError for another name."""
+    one_of(field, name, {*index.numbers, *DERIVED_SQL})
+    return DERIVED_SQL.get(name, f'"{name}"')
 
 
 def one_of(name: str, value: str, known: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Number:
 class Index:
     """The tables of one root, joined; every thread asks through a cursor of its own."""
 
-    def __init__(self, root: Root, *, file: str | None = None, memory_mb: int = 1000, unchecked: bool = False) -> None:
+    def __init__(self, root: Root, *, file: str | None = None, memory_mb: int = 600, unchecked: bool = False) -> None:
         self.root = root
         self._scratch = None if file else tempfile.mkdtemp(prefix="darkroom-dashboard-")
         path = file or f"{self._scratch}/index.duckdb"
@@ -86,6 +87,8 @@ class Index:
         self.version = self.looks = 0
         self._derived: dict[str, int] = {}
         self._deriving = threading.Lock()
+        self.counting = threading.Lock()
+        """For questions that hold something of every sample in memory: one at a time."""
         self.read = self.wanted = 0
 
     def look(self) -> None:
@@ -154,6 +157,13 @@ class Index:
         with self.database.cursor() as cursor:
             return cursor.sql(query, params=list(parameters)).to_arrow_table()
 
+    def stretches(self, query: str, parameters: Any, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the answer some rows at a time, in no order; an empty stretch comes first, so that there is one."""
+        with self.database.cursor() as cursor:
+            answer = cursor.sql(query, params=list(parameters)).to_arrow_reader(rows)
+            yield pa.RecordBatch.from_pylist([], schema=answer.schema)
+            yield from answer
+
     def _prepare(self) -> None:
         """Create the tables; an index with other columns, settings or buckets is begun anew."""
         away = [sorted(hashes) for hashes in vars(self.taken_down).values()]
@@ -195,6 +205,7 @@ class Index:
             self._add(name, number, said)
             self.read += 1
             self.version += 1
+        pa.default_memory_pool().release_unused()
 
     def _forget(self, name: str, number: int) -> None:
         self.database.execute("DELETE FROM fragments WHERE name = ?", [name])

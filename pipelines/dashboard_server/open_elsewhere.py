@@ -12,30 +12,33 @@ from pipelines.dashboard_server.browse import unsafe_sql
 from pipelines.dashboard_server.filters import SHOWN
 from pipelines.dashboard_server.index import ROWS_BITS, Index
 from pipelines.dashboard_server.pictures import SIDES_PX, Pictures
-from pipelines.store import table_file
+from pipelines.store import MissingTable, table_file
 
 OUTCOME = ("uid", "source", "host", "language", "license", "stage", "reason", "keep", "cluster_id", "kind")
 
 
-def write(index: Index, file: str, max_megapixels: float) -> int:
-    """Write the samples that may be shown and have an embedding; returns how many.
+def write(index: Index, file: Path, max_megapixels: float) -> int:
+    """Write the samples that may be shown and have an embedding to a local file; returns how many.
 
+    Raises MissingTable where nothing was embedded yet.
     `image` is a struct {bytes, path}, as Hugging Face's Image feature reads it; unsafe samples come without one.
-    The file appears once it is whole.
     """
     pictures = Pictures(index, max_megapixels)
-    draft = Path(f"{file}.partial")
     writer, written = None, 0
+    embedded = index.tables["features"]
+    if not embedded.fragments:
+        raise MissingTable(f"nothing to write: {embedded.told}")
     try:
         for name, number in index.rows("SELECT name, number FROM fragments ORDER BY number"):
+            if name not in embedded.fragments:
+                continue
             rows = _fragment(index, pictures, name, number)
-            writer = writer or pq.ParquetWriter(draft, rows.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(file, rows.schema, compression="zstd")
             writer.write_table(rows)
             written += len(rows)
     finally:
         if writer is not None:
             writer.close()
-    draft.replace(file)
     return written
 
 

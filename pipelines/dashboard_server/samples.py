@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ from pipelines.dashboard_server.browse import tiles
 from pipelines.dashboard_server.filters import SHOWN
 from pipelines.dashboard_server.index import ROWS_BITS, Index
 from pipelines.dashboard_server.tables import SHOWN as TABLES_SHOWN
-from pipelines.dashboard_server.tables import schema_of
+from pipelines.dashboard_server.tables import read_stretches, schema_of
 from pipelines.store import table_file
 
 NOT_TOLD = ("embedding", "phash64_turned", "shard", "offset")
 """Columns that are no use to a reader, or say where a file lies."""
 MOST_DUPLICATES = 60
 MOST_COMPARED = 200_000
+ROWS_AT_ONCE = 10_000
 NEAREST = 24
 
 
@@ -43,16 +45,12 @@ def like(index: Index, uid: str) -> dict[str, Any]:
     if not found:
         raise LookupError(uid)
     own = _fragment(index, found[0][0])
-    names = [own, *(name for name in index.tables["features"].fragments if name != own)]
+    query = next(
+        (vectors_ND[at] for uids, vectors_ND in _embeddings(index, own) for at in np.flatnonzero(uids == uid)), None
+    )
     best: list[tuple[float, str]] = []
-    query, compared = None, 0
-    for name in names:
-        uids, vectors_ND = _embeddings(index, name)
-        if query is None:
-            at = np.flatnonzero(uids == uid)
-            if not len(at):
-                break
-            query = vectors_ND[at[0]]
+    compared = 0
+    for uids, vectors_ND in () if query is None else _all_embeddings(index, own):
         cosines = vectors_ND @ query
         compared += len(cosines)
         nearest = np.argsort(-cosines, kind="stable")[: NEAREST + 1]
@@ -75,14 +73,20 @@ def _with_cosines(index: Index, best: list[tuple[float, str]]) -> list[dict[str,
     return [tile | {"value": cosine[tile["number"]]} for tile in tiles(index, list(cosine))]
 
 
-def _embeddings(index: Index, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return uids (N,) and float32 embeddings (N, D) of a fragment's samples that have one."""
-    rows = index.root.read_table(table_file("features", name), ["uid", "embedding"])
-    embedding = rows["embedding"].combine_chunks()
-    there = embedding.is_valid().to_numpy(zero_copy_only=False)
-    flat = embedding.drop_null().flatten().to_numpy(zero_copy_only=False)
-    vectors_ND = flat.reshape(-1, embedding.type.list_size).astype(np.float32)
-    return np.array(rows["uid"].to_pylist(), object)[there], vectors_ND
+def _all_embeddings(index: Index, own: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the embeddings of every fragment, those of one fragment first."""
+    for name in [own, *(name for name in index.tables["features"].fragments if name != own)]:
+        yield from _embeddings(index, name)
+
+
+def _embeddings(index: Index, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield uids (N,) and float32 embeddings (N, D) of a fragment's samples that have one, a stretch at a time."""
+    for rows in read_stretches(index.root, "features", name, ["uid", "embedding"], ROWS_AT_ONCE):
+        embedding = rows["embedding"]
+        there = embedding.is_valid().to_numpy(zero_copy_only=False)
+        flat = embedding.drop_null().flatten().to_numpy(zero_copy_only=False)
+        vectors_ND = flat.reshape(-1, embedding.type.list_size).astype(np.float32)
+        yield np.array(rows["uid"].to_pylist(), object)[there], vectors_ND
 
 
 def _fragment(index: Index, number: int) -> str:

@@ -26,14 +26,14 @@ class DashboardConfig:
     """Show pictures that the score step has not compared with the blocklists yet."""
     index: str | None = None
     """File for the index of the tables, used again at the next start; null makes a temporary one."""
-    memory_mb: int = 1000
+    memory_mb: int = 600
     """Memory for the index; what does not fit stays on the disk."""
     max_megapixels: float = 120.0
     """Pictures above this are not decoded."""
     export: str | None = None
-    """Write one self-contained HTML page to this file and exit."""
+    """Write one self-contained HTML page to this file (fsspec URL) and exit."""
     parquet: str | None = None
-    """Write a parquet file for other explorers to this file and exit."""
+    """Write a parquet file for other explorers to this file (fsspec URL) and exit."""
 
     def __post_init__(self) -> None:
         require(0 <= self.port < 65536, "port", self.port, "must be 0..65535")

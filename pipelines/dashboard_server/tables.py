@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,13 @@ def read_rows(root: Root, table: str, fragment: str, wanted: pa.Schema) -> pa.Ta
     rows = file.read(columns=there, use_threads=False)
     columns = [rows[f.name].cast(f.type) if f.name in there else pa.nulls(len(rows), f.type) for f in wanted]
     return pa.table(columns, schema=wanted.remove_metadata())
+
+
+def read_stretches(
+    root: Root, table: str, fragment: str, columns: Sequence[str], rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield those columns of a fragment, so many rows at a time."""
+    yield from _file(root, table_file(table, fragment)).iter_batches(rows, columns=list(columns), use_threads=False)
 
 
 def lacking(root: Root, table: str, fragment: str) -> list[str]:

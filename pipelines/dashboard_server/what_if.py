@@ -8,9 +8,8 @@ from typing import Any
 import yaml
 
 from curate.config_file import as_dict
-from curate.cut_offs import OTHER_LANGUAGE
-from pipelines.dashboard_server.cut_off_list import later_reasons, limits, recorded, with_limits
-from pipelines.dashboard_server.distributions import span
+from pipelines.dashboard_server.cut_off_list import limits, recorded, with_limits
+from pipelines.dashboard_server.distributions import spans
 from pipelines.dashboard_server.filters import number
 from pipelines.dashboard_server.index import Index
 
@@ -22,9 +21,10 @@ FOLDER = "what_if"
 
 def sliders(index: Index) -> list[dict[str, Any]]:
     """Return each cut-off with its recorded value and the span in which nearly all values lie."""
+    named = limits(index.settings)
     found = []
-    for limit in limits(index.settings):
-        lowest, highest, low, high, rows, _ = span(index, limit.value_sql, SLIDER_TAIL, "meets_cut_offs")
+    spans_of = spans(index, [limit.value_sql for limit in named], SLIDER_TAIL, "meets_cut_offs")
+    for limit, (lowest, highest, low, high, rows, _) in zip(named, spans_of, strict=True):
         said = {"setting": limit.setting, "reason": limit.reason, "meaning": limit.meaning, "rows": rows}
         said |= {"drops": "below" if limit.is_minimum else "above", "recorded": limit.value}
         said |= {"low": low, "high": high, "lowest": lowest, "highest": highest, "column": limit.column}
@@ -48,19 +48,12 @@ def limits_asked(index: Index, asked: Mapping[str, str]) -> dict[str, float | No
 def what_if(index: Index, values: Mapping[str, float | None]) -> dict[str, Any]:
     """Return rows that each stage and cut-off drops, the first reason counting, and what is left by bucket."""
     early = index.rows("SELECT early_stage, count(*) FROM board GROUP BY ALL")
-    named = limits(index.settings)
-    rules: list[tuple[str, str, Any]] = [
-        (limit.setting, limit.drops_sql, values[limit.setting]) for limit in named if values[limit.setting] is not None
-    ]
-    if index.settings.languages is not None:
-        rules.append(("languages", "NOT list_contains(?, language)", list(index.settings.languages)))
-    cases = " ".join(f"WHEN {drops} THEN {place}" for place, (_, drops, _) in enumerate(rules))
-    first = f"CASE {cases} ELSE -1 END" if cases else "-1"
+    rules = _rules(index, values)
+    first, parameters = first_rule(index, values)
     counted = index.rows(
-        f"SELECT {first} AS at, bucket, count(*) FROM board WHERE meets_cut_offs GROUP BY ALL",
-        [value for _, _, value in rules],
+        f"SELECT {first} AS at, bucket, count(*) FROM board WHERE meets_cut_offs GROUP BY ALL", parameters
     )
-    drops = {limit.setting: 0 for limit in named} | {name: 0 for name, _, _ in rules}
+    drops = {limit.setting: 0 for limit in limits(index.settings)} | {name: 0 for name, _, _ in rules}
     buckets: dict[int | None, int] = {}
     for at, bucket, count in counted:
         if at < 0:
@@ -75,13 +68,33 @@ def what_if(index: Index, values: Mapping[str, float | None]) -> dict[str, Any]:
         "meets_cut_offs": meets,
         "cut_offs": _down(drops, meets),
         "kept": sum(buckets.values()),
-        "not_counted": later_reasons(index.settings),
-        "buckets": [
-            {"bucket": f"{index.buckets[at][0]} x {index.buckets[at][1]}", "rows": count}
-            for at, count in sorted(buckets.items(), key=lambda item: -1 if item[0] is None else item[0])
-            if at is not None
-        ],
+        "buckets": bucket_rows(index, {at: count for at, count in buckets.items() if at is not None}),
     }
+
+
+def _rules(index: Index, values: Mapping[str, float | None]) -> list[tuple[str, str, Any]]:
+    """Return setting, condition and limit of each rule that looks at one sample alone, in order."""
+    rules: list[tuple[str, str, Any]] = [
+        (limit.setting, limit.drops_sql, values[limit.setting])
+        for limit in limits(index.settings)
+        if values[limit.setting] is not None
+    ]
+    if index.settings.languages is not None:
+        rules.append(("languages", "NOT list_contains(?, language)", list(index.settings.languages)))
+    return rules
+
+
+def first_rule(index: Index, values: Mapping[str, float | None]) -> tuple[str, list[Any]]:
+    """Return the place of the first rule that a sample fails, -1 for none, as SQL with its parameters."""
+    rules = _rules(index, values)
+    cases = " ".join(f"WHEN {drops} THEN {place}" for place, (_, drops, _) in enumerate(rules))
+    return (f"CASE {cases} ELSE -1 END" if cases else "-1"), [value for _, _, value in rules]
+
+
+def bucket_rows(index: Index, counts: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Return the rows of each aspect bucket by its name."""
+    named = index.buckets
+    return [{"bucket": f"{named[at][0]} x {named[at][1]}", "rows": rows} for at, rows in sorted(counts.items())]
 
 
 def _down(drops: dict[str, int], left: int) -> list[dict[str, Any]]:
@@ -102,13 +115,3 @@ def save(index: Index, values: Mapping[str, float | None]) -> dict[str, str]:
     name = f"{FOLDER}/selection-{place:03d}.yaml"
     index.root.write(name, yaml.safe_dump(whole, sort_keys=False).encode())
     return {"file": name, "yaml": yaml.safe_dump({"selection": as_dict(section)}, sort_keys=False)}
-
-
-def without_a_slider(index: Index) -> dict[str, int]:
-    """Return the rules behind the cut-offs that no slider stands for, with the rows that selection dropped by them."""
-    known = [OTHER_LANGUAGE, *(limit.reason for limit in limits(index.settings))]
-    marks = ", ".join("?" * len(known))
-    dropped = index.rows(
-        f"SELECT reason, count(*) FROM board WHERE meets_cut_offs AND reason NOT IN ({marks}) GROUP BY reason", known
-    )
-    return dict.fromkeys(later_reasons(index.settings), 0) | dict(dropped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 
 import duckdb
 import pytest
@@ -12,6 +13,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from curate.config import Quota
 from tests.dashboard.conftest import serving, visiting
 from tests.dashboard.made_root import (
     BLOCKED,
@@ -19,7 +21,9 @@ from tests.dashboard.made_root import (
     HOSTILE,
     HOSTILE_AT,
     ROWS,
+    SETTINGS,
     UNSAFE,
+    selected,
     uid,
     write_grid,
     write_root,
@@ -77,6 +81,16 @@ def test_a_click_on_a_bar_shows_those_samples(browser, address):
     assert links == [f"{address}/#/sample/{uid(COPY)}"]
 
 
+@pytest.mark.parametrize("name", ["aesthetic", "caption_chars", "aspect"])
+def test_a_click_on_a_bin_shows_those_samples(browser, address, name):
+    browser.open(f"{address}/#/distributions")
+    bar = f"document.querySelector('[data-number={name}] .mark-rect path')"
+    browser.until(bar)
+    browser.driver.execute_script(f"{bar}.dispatchEvent(new MouseEvent('click', {{bubbles: true}}))")
+    browser.until(f"location.hash.includes('score={name}&') && document.querySelector('.grid-rows .tile')")
+    assert not browser.driver.find_elements(By.CLASS_NAME, "error"), browser.text()
+
+
 def test_a_typed_value_and_a_slider_count_as_duckdb_does(browser, address, made_folder):
     browser.open(f"{address}/#/what-if")
     before = int(browser.driver.find_element(By.ID, "kept").get_attribute("data-kept"))
@@ -99,6 +113,29 @@ def test_a_typed_value_and_a_slider_count_as_duckdb_does(browser, address, made_
     assert value not in (4.0, 6.3)
     browser.until(f"document.getElementById('kept').dataset.kept === '{kept(value)}'")
     browser.until("document.querySelectorAll('.sides .tile').length > 4")
+
+
+def test_rules_over_the_whole_corpus_follow_a_moved_cut_off(browser, tmp_path):
+    settings = replace(SETTINGS, quotas=(Quota(by="source", max_samples=9, rank_by="sharpness"),))
+    write_root(str(tmp_path / "root"), settings=settings)
+
+    def kept(limit: float) -> int:
+        chosen = selected(str(tmp_path / "root"), replace(settings, min_aesthetic=limit)).to_pylist()
+        return sum(row["keep"] for row in chosen)
+
+    def told(kept: int) -> str:
+        row = "document.querySelector('[data-rule=quota_source] .left-count').textContent"
+        badge = "document.querySelector('.badge.exact').textContent"
+        return f"document.getElementById('kept').dataset.kept === '{kept}' && {row} === '{kept}' && {badge} === 'exact'"
+
+    assert kept(4.0) != kept(7.5)
+    with visiting(browser, str(tmp_path / "root")) as address:
+        browser.open(f"{address}#/what-if")
+        browser.until(told(kept(4.0)))
+        typed = browser.driver.find_element(By.ID, "typed-min_aesthetic")
+        typed.clear()
+        typed.send_keys("7.5")
+        browser.until(told(kept(7.5)))
 
 
 def test_save_as_config(browser, tmp_path):

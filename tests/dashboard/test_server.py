@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import datasets
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -19,18 +20,19 @@ import yaml
 from PIL import Image
 
 from curate.buckets import nearest
-from curate.config import Quota, SelectionConfig, Threshold
+from curate.config import DiversityConfig, Quantile, Quota, SelectionConfig, Threshold, TopFraction
 from curate.cut_offs import CUT_OFFS
 from curate.takedown import TakenDown
 from pipelines.calibrate import read_labels
 from pipelines.dashboard_server.answers import QUESTIONS, shown
 from pipelines.dashboard_server.browse import near
-from pipelines.dashboard_server.cut_off_list import limits, recorded, with_limits
+from pipelines.dashboard_server.cut_off_list import later_reasons, limits, recorded, with_limits
 from pipelines.dashboard_server.exported import TooLarge, page
 from pipelines.dashboard_server.funnel_page import is_defect
 from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.settings import DashboardConfig
-from pipelines.dashboard_server.what_if import limits_asked, what_if, without_a_slider
+from pipelines.dashboard_server.what_if import limits_asked, what_if
+from pipelines.dashboard_server.whole_corpus import whole_corpus
 from pipelines.store import Root
 from pipelines.taken_down import write_taken_down
 from tests.dashboard.conftest import serving
@@ -302,15 +304,14 @@ def test_counts_are_those_of_the_selection_step(client, made_folder, tmp_path, c
     assert sum(bucket["rows"] for bucket in found["buckets"]) == found["kept"]
 
 
-def test_rules_behind_the_cut_offs_are_counted_or_named(tmp_path):
-    """The preset is spelt out, thresholds have sliders, languages count; a quota is named as not counted."""
-    cut_offs = SelectionConfig(
+def test_rules_behind_the_cut_offs_are_counted(tmp_path):
+    """The preset is spelt out, thresholds have sliders, languages count."""
+    settings = SelectionConfig(
         preset="datacomp_basic",
         min_side_px=1,
         min_aesthetic=4.0,
         thresholds=(Threshold(column="num_clip_tokens", min=1, max=100), Threshold(column="sharpness", max=400.0)),
     )
-    settings = replace(cut_offs, quotas=(Quota(by="source", max_samples=9),))
     write_root(str(tmp_path), change=_without_language_rule, settings=settings)
     index = Index(Root(str(tmp_path)))
     index.refresh()
@@ -318,16 +319,74 @@ def test_rules_behind_the_cut_offs_are_counted_or_named(tmp_path):
     assert (values["min_side_px"], values["thresholds.sharpness.max"]) == (200, 400.0)
     for sharpest in (400.0, 310.0, None):
         counted = what_if(index, values | {"thresholds.sharpness.max": sharpest})
-        moved = with_limits(replace(settings, quotas=()), {"thresholds.sharpness.max": sharpest})
+        moved = with_limits(settings, {"thresholds.sharpness.max": sharpest})
         chosen = selected(str(tmp_path), moved).to_pylist()
         assert counted["kept"] == sum(row["keep"] for row in chosen)
         languages = [cut["dropped"] for cut in counted["cut_offs"] if cut["setting"] == "languages"]
         assert languages == [[row["reject_reason"] for row in chosen].count("other_language")] != [0]
-        assert counted["not_counted"] == ["quota_source"]
-    quota = [row["reject_reason"] for row in selected(str(tmp_path), settings).to_pylist()].count("quota_source")
-    assert without_a_slider(index) == {"quota_source": quota} and quota > 0
     assert recorded(index.root) == index.settings and index.settings.preset == "none"
     index.close()
+
+
+WHOLE_CORPUS = {
+    "quantile": {"quantiles": (Quantile(column="sharpness", low=0.1, high=0.9, of="measured"),)},
+    "quantile of those left": {"quantiles": (Quantile(column="aesthetic", low=0.3, of="passed"),)},
+    "best fraction": {"top_fractions": (TopFraction(column="aesthetic", fraction=0.5),)},
+    "quotas": {
+        "quotas": (
+            Quota(by="source", max_samples=20, rank_by="sharpness"),
+            Quota(by="domain", max_share=0.2),
+            Quota(by="license", max_samples=9, values=("CC-BY-4.0",)),
+            Quota(by="language", max_samples=15, rank_by="aesthetic"),
+        )
+    },
+    "clusters": {"diversity": DiversityConfig(max_per_cluster=3)},
+    "weights": {
+        "diversity": DiversityConfig(temperature=0.5, act="weight"),
+        "quotas": (Quota(by="source", max_samples=9),),
+    },
+    "all, no cut-off": {
+        "min_aesthetic": None,
+        "min_side_px": None,
+        "max_aspect": None,
+        "min_entropy_bits": None,
+        "max_nsfw_prob": None,
+        "max_watermark_prob": None,
+        "languages": ("en",),
+        "quantiles": (Quantile(column="sharpness", low=0.1, high=0.9, of="measured"),),
+        "top_fractions": (TopFraction(column="clip_similarity", fraction=0.8, of="passed"),),
+        "quotas": (Quota(by="source", max_samples=20, rank_by="sharpness"),),
+        "diversity": DiversityConfig(max_per_cluster=2, rank_by="aesthetic"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_CORPUS)
+def test_rules_over_the_whole_corpus_count_as_the_selection_step_does(tmp_path, name):
+    settings = replace(SETTINGS, **WHOLE_CORPUS[name])
+    write_root(str(tmp_path), change=_with_clusters, settings=settings)
+    index = Index(Root(str(tmp_path)))
+    index.refresh()
+    dropped = 0
+    for moved in ({}, {"min_aesthetic": 6.0}, {"min_sharpness": 150.0, "max_nsfw_prob": None}, {"min_sharpness": 1e9}):
+        counted = whole_corpus(index, {limit.setting: limit.value for limit in limits(settings)} | moved)
+        chosen = selected(str(tmp_path), replace(settings, **moved)).to_pylist()
+        reasons = [row["reject_reason"] for row in chosen]
+        assert {rule["reason"]: rule["dropped"] for rule in counted["rules"]} == {
+            reason: reasons.count(reason) for reason in later_reasons(settings)
+        }
+        assert counted["kept"] == counted["rules"][-1]["left"] == reasons.count(None)
+        assert sum(bucket["rows"] for bucket in counted["buckets"]) == counted["kept"]
+        dropped += sum(rule["dropped"] for rule in counted["rules"])
+    index.close()
+    assert dropped > 0
+
+
+def _with_clusters(made: dict[str, Any]) -> None:
+    for at, row in enumerate(made["duplicates"]):
+        row["semantic_cluster"] = None if at % 9 == 0 else at % 4
+    for at, row in enumerate(made["features"]):
+        row["sharpness"] = row["sharpness"] and 10.0 * (at // 3)  # ties
 
 
 def _without_language_rule(made: dict[str, Any]) -> None:
@@ -391,10 +450,44 @@ def test_histograms_hold_every_value_once(client):
         said = client.get("histogram", name=name)
         assert sum(bin["kept"] + bin["dropped"] + bin["undecided"] for bin in said["bins"]) == said["rows"], name
     said = client.get("histogram", name="aesthetic")
-    assert (said["cut_off"], said["drops"], said["rows"]) == (4.0, "below", ROWS - 2)
+    assert (said["cut_offs"], said["rows"]) == ([{"value": 4.0, "drops": "below"}], ROWS - 2)
     assert sum(bin["kept"] for bin in said["bins"]) == client.get("funnel")["rows_kept"]
     number = next(n for n in client.get("distributions")["numbers"] if n["name"] == "aesthetic")
     assert (number["range"], number["direction"], number["model"]) == ("1..10", "higher is better", "a head")
+
+
+def test_what_selection_computes_is_drawn_and_listed_as_well(client, index):
+    drawn = {name: client.get("histogram", name=name) for name in ("shorter_side_px", "aspect", "caption_chars")}
+    assert [drawn[name]["cut_offs"] for name in drawn] == [
+        [{"value": 200, "drops": "below"}],
+        [{"value": 3.0, "drops": "above"}],
+        [],
+    ]
+    sides = index.rows("SELECT width_px, height_px, length(caption_clean) FROM board WHERE NOT hidden")
+    expected = {
+        "shorter_side_px": [(w and min(w, h)) for w, h, _ in sides],
+        "aspect": [(w and np.float32(max(w, h)) / np.float32(min(w, h))) for w, h, _ in sides],
+        "caption_chars": [chars for _, _, chars in sides],
+    }
+    for name, values in expected.items():
+        there = sorted(value for value in values if value is not None)
+        middle = float(there[len(there) // 2])
+        assert client.get("samples", score=name, high=middle)["rows"] == sum(value <= middle for value in there), name
+    (first,) = client.get("samples", sort="shorter_side_px", count=1)["tiles"]
+    assert min(first["width_px"], first["height_px"]) == min(filter(None, expected["shorter_side_px"]))
+
+
+def test_every_cut_off_of_a_number_is_drawn(tmp_path):
+    both = (Threshold(column="sharpness", min=20.0, max=400.0), Threshold(column="num_words", max=9))
+    write_root(str(tmp_path), rows=20, settings=replace(SETTINGS, thresholds=both))
+    index = Index(Root(str(tmp_path)))
+    index.refresh()
+    drawn = [
+        QUESTIONS["histogram"](shown(index, {}), {"name": name})["cut_offs"] for name in ("sharpness", "num_words")
+    ]
+    index.close()
+    low, high = {"value": 20.0, "drops": "below"}, {"value": 400.0, "drops": "above"}
+    assert drawn == [[low, high], [{"value": 9, "drops": "above"}]]
 
 
 def test_outliers_get_bins_of_their_own(tmp_path):
@@ -590,6 +683,12 @@ def test_tables_and_pictures_in_s3(s3):
         assert len(client.get("like", uid=uid(0))["tiles"]) == 16
         assert client.ask("/api/label", {"score": "aesthetic", "uid": uid(0), "label": "good"})[0] == 200
     assert s3.cat_file("bucket/made/labels/aesthetic.csv").decode() == f"uid,label\n{uid(0)},1\n"
+    flags = ("--export", "s3://bucket/out/page.html", "--parquet", "s3://bucket/out/rows.parquet")
+    done = run("pipelines/dashboard.py", "--root", root.url, *flags)
+    assert "page     s3://bucket/out/page.html" in done.stdout
+    assert s3.cat_file("bucket/out/page.html").startswith(b"<!doctype html>")
+    with s3.open("bucket/out/rows.parquet") as file:
+        assert uid(0) in pq.read_table(file, columns=["uid"])["uid"].to_pylist()
 
 
 def test_two_runs_beside_each_other(made_folder, tmp_path):
@@ -626,6 +725,18 @@ def test_the_parquet_for_other_explorers(made_folder, tmp_path):
         assert max(image.size) == 192
     assert len(by_uid[uid(0)]["embedding"]) == 8
     assert (by_uid[uid(COPY)]["reason"], by_uid[uid(59)]["keep"]) == ("duplicate_perceptual", True)
+    read = datasets.Dataset.from_parquet(str(tmp_path / "out.parquet"), cache_dir=str(tmp_path / "cache"))
+    drawn = read.cast_column("image", datasets.Image()).filter(lambda uid_: uid_ == uid(0), input_columns="uid")[0]
+    assert drawn["image"].size == Image.open(io.BytesIO(by_uid[uid(0)]["image"]["bytes"])).size
+
+
+def test_a_parquet_without_embeddings_names_the_step(tmp_path):
+    root = write_root(str(tmp_path / "root"), rows=20)
+    root.remove("tables/features", recursive=True)
+    done = run("pipelines/dashboard.py", "--root", root.url, "--parquet", str(tmp_path / "out.parquet"), check=False)
+    assert (done.returncode, done.stderr.strip().count("\n")) == (2, 0), done.stderr
+    assert "table features is not there yet: run python pipelines/embed.py" in done.stderr
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_no_page_writes_markup():

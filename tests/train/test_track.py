@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -23,9 +26,40 @@ from train.plan.network import count_unet
 from train.report import Report
 from train.validation import BINS, bin_names, bin_of
 
+BLOCK = 32 * 1024  # bytes
+
 
 def picture() -> Image.Image:
     return Image.fromarray(np.full((4, 6, 3), (255, 0, 10), np.uint8))
+
+
+def wandb_records(log: bytes) -> Iterator[bytes]:
+    """Yield the records of an offline log: LevelDB's format, whose blocks of 32 KiB split a record at will."""
+    at, record = 7, b""  # after the header of the file
+    while at < len(log):
+        left = -at % BLOCK
+        if 0 < left < 7:  # too little for the header of a piece: zeros up to the next block
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", log, at)
+        record += log[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, last; 2 and 3 go on
+            yield record
+            record = b""
+
+
+def logged_losses(log: Path) -> list[tuple[int, float]]:
+    """Return (step, loss) of each row of history that has one."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for data in wandb_records(log.read_bytes()):
+        items = Record.FromString(data).history.item
+        row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
+        if "loss" in row:
+            found.append((row["step"], row["loss"]))
+    return found
 
 
 def test_tensorboard_has_curves_and_pictures(tmp_path: Path) -> None:
@@ -48,17 +82,20 @@ def test_wandb_keeps_curves_and_a_continued_run_goes_on_in_the_same_place(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
+
     ids = []
     for step in (3, 4):
         report = Report(tmp_path, active=True, steps=10, track="wandb")
         report.metrics(step, {"loss": 0.5})
         report.picture(step, "grid", picture())
         report.close()
+        wandb.teardown()  # as at exit: its service has written the log whole only then
         ids.append((tmp_path / "wandb_run.json").read_text())
     assert ids[0] == ids[1]
     logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 2
-    assert all(b"loss" in log.read_bytes() for log in logs)
+    assert [logged_losses(log) for log in logs] == [[(3, 0.5)], [(4, 0.5)]]
     assert not (tmp_path / "tensorboard").exists()
 
 
