@@ -75,7 +75,7 @@ class SampleConfig:
         require(self.batch_size > 0, "batch_size", self.batch_size, "must be at least 1")
         require(self.count > 0, "count", self.count, "must be at least 1")
         fits = self.size_px is None or (self.size_px > 0 and self.size_px % SIDE_STEP_PX == 0)
-        require(fits, "size_px", self.size_px, f"must be a multiple of {SIDE_STEP_PX}")
+        require(fits, "size_px", self.size_px, f"must be a multiple of {SIDE_STEP_PX} above 0")
 
 
 def main(argv: Sequence[str]) -> int:
