@@ -50,6 +50,12 @@ def preprocessing(model: Any) -> Any:
     )
 
 
+def resizer(model: Any) -> str:
+    """Return how `preprocessing` resizes, for records of what was measured."""
+    config = open_clip.get_model_preprocess_cfg(model)
+    return f"open_clip's own: {config['interpolation']}, {config['resize_mode']}, to {config['size']} px"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """What the model wants to see, for the common transform: shorter side to `side_px`, bicubic, middle square."""

@@ -23,7 +23,8 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 class Utilisation:
     """From images/s to the share of the devices' peak; says nothing where no peak is known, as on a CPU.
 
-    Counted are forward and backward of one picture of `unet.sample_size`. Nothing is added for recomputation: what is
+    Counted is the forward pass of one picture of `unet.sample_size`, three times: the backward pass has two products
+    for each one of it. Nothing is added for recomputation, be it of blocks or inside attention's kernels: what is
     computed twice is not useful work twice (Chowdhery et al. 2022, PaLM, appendix B).
     """
 
@@ -31,9 +32,9 @@ class Utilisation:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
         peak = peak_flops(name, config.precision)
         self.told = f"MFU is not told: no peak is known for {name} in {config.precision}"
-        self._flops_an_image, self._peak = 0, 0.0
+        self._flops_an_image, self._peak = 0.0, 0.0
         if peak is not None:
-            self._flops_an_image, self._peak = count_unet(config, "none").all_flops, peak * world_size
+            self._flops_an_image, self._peak = 3.0 * count_unet(config, "none").forward_flops, peak * world_size
             work = f"{self._flops_an_image / 1e12:.4g} TFLOP forward and backward an image"
             self.told = f"MFU: {work}, {world_size} x {peak / 1e12:.4g} TFLOP/s ({name})"
 

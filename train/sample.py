@@ -33,6 +33,8 @@ ABOUT = About(
 )
 CAPTION_LINE_PX, CAPTION_LINES = 12, 3
 CAPTION_ROWS = 10_000
+SIDE_STEP_PX = 8
+"""diffusers' pipelines draw no other sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,8 @@ class SampleConfig:
         require(self.guidance >= 1, "guidance", self.guidance, "must be at least 1")
         require(self.batch_size > 0, "batch_size", self.batch_size, "must be at least 1")
         require(self.count > 0, "count", self.count, "must be at least 1")
+        fits = self.size_px is None or (self.size_px > 0 and self.size_px % SIDE_STEP_PX == 0)
+        require(fits, "size_px", self.size_px, f"must be a multiple of {SIDE_STEP_PX} above 0")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from torch.nn import functional as F
+
+from train.fused_geglu import FusedGeglu
+from train.model import meta_unet
+from train.recipes import base
+from train.switches import fuse_geglu
 
 REPOSITORY = Path(__file__).parents[2]
 INTERPRETED = """
@@ -43,3 +49,12 @@ def test_kernels_compute_what_torch_does(tmp_path: Path, width: int) -> None:
     found = torch.load(file, weights_only=True)
     assert torch.allclose(found["gated"], gated.detach(), atol=1e-5)
     assert torch.allclose(found["wanted"], projected.grad, atol=1e-5)
+
+
+def test_every_geglu_of_the_base_is_replaced_and_its_parameters_keep_their_names() -> None:
+    unet = meta_unet(base())
+    names = [(name, tuple(parameter.shape)) for name, parameter in unet.named_parameters()]
+    fuse_geglu(unet)
+    kinds = [type(module) for module in unet.modules()]
+    assert kinds.count(FusedGeglu) == 70 and kinds.count(GEGLU) == 0
+    assert [(name, tuple(parameter.shape)) for name, parameter in unet.named_parameters()] == names

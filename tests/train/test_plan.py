@@ -170,6 +170,12 @@ def test_a_network_that_does_not_fit_is_said(tiny: Tiny, capsys: pytest.CaptureF
         (["--gpus", "0"], "gpus = 0: must be at least 1"),
         (["--gpus", "3"], "gpus = 3: batch.global_batch 4 is no multiple of it"),
         (["--gpus", "2", "--mfu", "1.5"], "mfu = 1.5: must be above 0"),
+        (["--link_efficiency", "0"], "link_efficiency = 0.0: must be above 0 and at most 1"),
+        (["--gpus_per_node", "0"], "gpus_per_node = 0: must be above 0"),
+        (["--node_read_gb_s", "-1"], "node_read_gb_s = -1.0: must be above 0"),
+        (["--hop_us", "-3"], "hop_us = -3.0: must be 0 or more"),
+        (["--fragmentation", "1"], "fragmentation = 1.0: must be 0 or more and below 1"),
+        (["--price", "-1"], "price = -1.0: must be 0 or more"),
     ],
 )
 def test_bad_flags_are_one_line(tiny: Tiny, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

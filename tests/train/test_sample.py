@@ -173,8 +173,17 @@ def test_the_command_writes_a_grid_and_single_pictures(
     words += ["--pictures", str(tmp_path / "single"), "--seed", "7", "--sampler", "ddim", "--batch_size", "5"]
     assert sample.main(words) == 0
     assert (seen[0].sampler, seen[0].batch_size, seen[0].side_px) == ("ddim", 5, 32)
-    assert Image.open(tmp_path / "grid.png").size[0] == 2 * 192
+    sheet = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
+    assert sheet.shape[1] == 2 * 192
+    for left in (0, 192):  # under each picture its caption, dark on white
+        assert sheet[192:, left : left + 192].min() < 64 and sheet[192:, left : left + 192].max() == 255
     assert sorted(path.name for path in (tmp_path / "single").iterdir()) == ["00000-seed7.png", "00001-seed8.png"]
     second = Image.open(tmp_path / "single/00001-seed8.png")
     assert second.getpixel((0, 0)) == (26, 26, 26)
     assert {"prompt": "Über die See", "seed": "8", "sampler": "ddim"}.items() <= second.text.items()
+
+
+@pytest.mark.parametrize("size_px", [0, -8, 36])
+def test_sides_that_diffusers_cannot_draw_are_refused(size_px: int) -> None:
+    with pytest.raises(BadInput, match=f"size_px = {size_px}: must be a multiple of 8"):
+        sample.SampleConfig(root=".", size_px=size_px)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isfinite
 from unittest.mock import patch
 
 import deepspeed
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from train.config import BatchConfig, TrainConfig
-from train.engine import Engine, World, start_world
+from train.engine import Engine, Stepped, World, start_world
 from train.model import count_parameters
 from train.self_test import WrongGradient, losses, self_test, small_config, small_unet
 from train.settings import read_train_settings
@@ -26,6 +27,8 @@ def main() -> None:
     config = replace(config, batch=BatchConfig(global_batch=4, micro_batch=1, grad_accumulation=2))
     sound_gradients_pass(config, world)
     wrong_gradients_are_caught(config, world)
+    bf16_weights_survive_what_is_not_finite(config, world)
+    flat_gradient_is_deepspeeds(config, world)
     fewer_larger_passes_reduce_less(config, world)
     dist.barrier()
     dist.destroy_process_group()
@@ -67,6 +70,44 @@ def refused(config: TrainConfig, world: World) -> str:
     except WrongGradient as error:
         return str(error)
     raise AssertionError("the self-test let a wrong gradient pass")
+
+
+def bf16_weights_survive_what_is_not_finite(config: TrainConfig, world: World) -> None:
+    """One rank has one bad pass: both stages see it on all ranks, and nothing of it is in the next step."""
+    for stage in (1, 2):
+        small = small_config(replace(config, precision="bf16", zero=ZeroConfig(stage=stage)), world)
+        engine = Engine(small, small_unet(small), world)
+        before = engine.master.clone()
+        bad = step_of(small, engine, world, float("nan") if world.rank == 1 else 1.0)
+        assert (bad.applied, bad.grad_norm) == (False, float("inf")), (stage, bad)
+        assert torch.equal(engine.master, before)
+        good = step_of(small, engine, world, 1.0)
+        assert good.applied and isfinite(good.grad_norm), (stage, good)
+        assert torch.isfinite(engine.master).all() and not torch.equal(engine.master, before)
+        engine.close()
+
+
+def flat_gradient_is_deepspeeds(config: TrainConfig, world: World) -> None:
+    """ZeRO-1 takes norm and clipping of one vector: the same numbers as in DeepSpeed's list, and the same memory."""
+    small = small_config(replace(config, precision="bf16", zero=ZeroConfig(stage=1)), world)
+    engine = Engine(small, small_unet(small), world)
+    for loss in losses(small, engine.engine, engine.dtype, world):
+        engine.backward(loss())
+    theirs, _ = type(engine.zero).get_grads_for_norm(engine.zero)
+    (whole,) = engine.zero.get_grads_for_norm()[0]
+    assert len(theirs) > 50 and torch.equal(whole, torch.cat([part.flatten() for part in theirs]))
+    (clipped,) = engine.zero.get_grads_for_norm(for_clipping=True)
+    clipped.zero_()
+    assert not any(part.any() for part in theirs)
+    engine.close()
+
+
+def step_of(config: TrainConfig, engine: Engine, world: World, factor: float) -> Stepped:
+    """Take a step of two passes, the first pass' loss times the factor."""
+    first, second = losses(config, engine.engine, engine.dtype, world)
+    engine.backward(first() * factor)
+    engine.backward(second())
+    return engine.step(1e-3)
 
 
 def fewer_larger_passes_reduce_less(config: TrainConfig, world: World) -> None:

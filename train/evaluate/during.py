@@ -95,8 +95,9 @@ class Evaluation:
 
     def _loss(self, step: int) -> float:
         objective = self._objective
-        losses_of = lambda batch, draws: objective.losses(objective.inputs(batch, draws))  # noqa: E731
-        losses = self._validation.losses(losses_of, self._engine.world.device)
+        losses = self._validation.losses(
+            lambda batch, draws: objective.losses(objective.inputs(batch, draws)), self._engine.world.device
+        )
         self._report.metrics(step, losses)
         return losses["val_loss"]
 

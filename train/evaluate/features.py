@@ -20,7 +20,6 @@ from train.config_evaluation import EvaluateConfig
 
 INCEPTION_LAYER = "2048"
 INCEPTION_RESIZER = "bilinear to 299 x 299 as in TensorFlow 1, by torch-fidelity"
-CLIP_RESIZER = "open_clip's own: bicubic, middle square"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,7 @@ class Extractor:
         self._clip = clip.load_clip(config.clip, device)
         self._tokenize = clip.tokenizer(config.clip)
         self._preprocess = clip.preprocessing(self._clip)
+        self.clip_resizer = clip.resizer(self._clip)
 
     @torch.no_grad()
     def __call__(self, pixels_BHW3: np.ndarray, captions: Sequence[str]) -> Features:

@@ -23,7 +23,7 @@ from train.engine import World
 from train.evaluate import distances
 from train.evaluate.cases import Case, batches, cases_of_samples
 from train.evaluate.denoise import Painter
-from train.evaluate.features import CLIP_RESIZER, INCEPTION_RESIZER, Extractor, Features, joined
+from train.evaluate.features import INCEPTION_RESIZER, Extractor, Features, joined
 from train.index import Index
 from train.index_ready import index_of_split, validation_index
 from train.model import predict
@@ -58,7 +58,7 @@ class Scorer:
         real = self._real(extractor)
         pictures = painter.pictures(self._mine, how.draw)
         drawn = self._of_all_ranks("drawn", self._extracted(extractor, pictures))
-        told: list[dict[str, Any]] = [measured(real, drawn, how) if real and drawn else {}]
+        told: list[dict[str, Any]] = [measured(real, drawn, how, extractor.clip_resizer) if real and drawn else {}]
         dist.broadcast_object_list(told, src=0)
         begin = "noise" if self._config.model == "base" else "real pictures with noise"
         return told[0] | {"begins_with": begin, "draw": asdict(how.draw)}
@@ -127,7 +127,7 @@ def evaluate_folder(config: TrainConfig, weights: Path, world: World, say: Calla
     return Scorer(config, index, world, say).scores(painter) | {"weights": str(weights)}
 
 
-def measured(real: Features, drawn: Features, how: EvaluateConfig) -> dict[str, Any]:
+def measured(real: Features, drawn: Features, how: EvaluateConfig, clip_resizer: str) -> dict[str, Any]:
     """Return all distances, and what they depend on."""
     told: dict[str, Any] = {
         "samples": len(drawn.clip_score_N),
@@ -136,7 +136,7 @@ def measured(real: Features, drawn: Features, how: EvaluateConfig) -> dict[str, 
         "clip_score_real": float(real.clip_score_N.mean()),
         "clip": how.clip.architecture,
         "clip_weights": how.clip.weights or f"UNTRAINED random weights, seed {how.clip.seed}",
-        "clip_resizer": CLIP_RESIZER,
+        "clip_resizer": clip_resizer,
     }
     if how.inception is None:
         return told

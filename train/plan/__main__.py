@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
         require(flags.gpus > 0, "gpus", flags.gpus, "must be at least 1")
         assumed = Assumptions(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Assumptions)})
-        require(0 < assumed.mfu <= 1, "mfu", assumed.mfu, "must be above 0 and at most 1")
+        require(flags.price is None or flags.price >= 0, "price", flags.price, "must be 0 or more")
         gpu = GPUS[flags.gpu] if flags.price is None else dataclasses.replace(GPUS[flags.gpu], price=flags.price)
         told = plan(config, flags.gpus, gpu, assumed) | {"gpu": {"name": flags.gpu} | dataclasses.asdict(gpu)}
         if flags.svg is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from curate.config import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
@@ -55,3 +57,12 @@ class Assumptions:
     """CUDA context, NCCL's buffers and workspaces of kernels, 10^9 bytes."""
     fragmentation: float = 0.05
     """Share of the memory that the allocator cannot use."""
+
+    def __post_init__(self) -> None:
+        for name in ("mfu", "link_efficiency"):
+            require(0 < getattr(self, name) <= 1, name, getattr(self, name), "must be above 0 and at most 1")
+        for name in ("gpus_per_node", "inter_gb_s", "node_read_gb_s", "image_kb"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        for name in ("hop_us", "reserved_gb"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        require(0 <= self.fragmentation < 1, "fragmentation", self.fragmentation, "must be 0 or more and below 1")
