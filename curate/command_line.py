@@ -15,7 +15,7 @@ DONE, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
 
 EXIT_CODES = "exit codes: 0 done, 1 failed or found something wrong, 2 bad input (one line says what), 130 Ctrl-C"
 
-MENDABLE = (BadInput, FileNotFoundError, PermissionError)
+MENDABLE = (BadInput, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 """Errors that are the input's, not the program's: told in one line."""
 
 

@@ -27,6 +27,7 @@ def keep_channels_last(unet: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(_to_channels_last)
         elif isinstance(module, Transformer2DModel):
+            assert module.use_linear_projection and hasattr(module, "_get_output_for_continuous_inputs")
             module._get_output_for_continuous_inputs = MethodType(_tokens_to_pixels, module)
 
 

@@ -57,7 +57,8 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(model=unet, model_parameters=list(unet.parameters()), config=settings)
         self.zero = self.engine.optimizer
         assert len(_masters(self.zero)) == 1, "one parameter group is one flat vector"
-        if hasattr(self.zero, "fp32_groups_actual_gradients_flat"):
+        if config.zero.stage == 1 and config.precision == "bf16":
+            assert self.zero.fp32_groups_actual_gradients_flat and callable(self.zero.get_grads_for_norm)
             self.zero.get_grads_for_norm = self._whole_gradient
 
     @property

@@ -127,7 +127,8 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             engine.backward(loss)
             losses.append(loss.detach())
             uids.extend(inputs.uids)
-            micro_batches.prepare(clock)  # while a GPU computes
+            if not stop_requested():
+                micro_batches.prepare(clock)  # while a GPU computes
 
         # Optimiser and averaged weights
         lr = learning_rate(config.optimizer, step, config.steps)
@@ -145,6 +146,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             if back_to is not None:
                 saved, step = back_to, checkpoint.read_state(back_to).step
                 micro_batches.close()
+                del inputs  # a view of the loader's memory
                 micro_batches = LookAhead(loader.micro_batches(step, recovery.left_out), objective.inputs)
                 clock = Clock(step, config)
                 continue

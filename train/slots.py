@@ -6,6 +6,7 @@ Nothing large is pickled, copied or newly mapped on the way from a shard to the 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import weakref
 from pathlib import Path
@@ -43,10 +44,17 @@ def view(slot: torch.Tensor, shape: tuple[int, ...], dtype: np.dtype) -> np.ndar
 
 
 def _require_room(num_bytes: int) -> None:
-    """Raise BadInput where shared memory is too small: a write to what is not there ends a process without a word."""
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else num_bytes
-    if free < num_bytes:
+    """Raise BadInput where shared memory is too small: a write to what is not there ends a process without a word.
+
+    The ranks of a machine ask at about the same time, before any of them has taken its part.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    room = shutil.disk_usage(SHARED_MEMORY)
+    if room.free < num_bytes or room.total < ranks * num_bytes:
         raise BadInput(
-            f"loader.workers, loader.prefetch: the batches being read take {num_bytes / 1e9:.2f} GB of shared memory,"
-            f" but {SHARED_MEMORY} has {free / 1e9:.2f} GB left; give the container more (--shm-size), or set less"
+            f"loader.workers, loader.prefetch: the batches being read take {num_bytes / 1e9:.2f} GB of shared memory"
+            f" for each of {ranks} ranks here, but {SHARED_MEMORY} has {room.free / 1e9:.2f} of"
+            f" {room.total / 1e9:.2f} GB left; give the container more (--shm-size), or set less"
         )

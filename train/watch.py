@@ -19,7 +19,7 @@ MAD_OF_A_NORMAL = 0.6745
 class WatchConfig:
     """When a step hangs, when a loss jumps or is not finite, and what follows."""
 
-    hang_s: float | None = 1800.0
+    hang_s: float | None = 900.0
     """Seconds without a finished step after which every rank prints the stacks of its threads; null: never."""
     on_hang: Literal["warn", "stop"] = "warn"
     """warn: stacks are printed again after each such time; stop: the process ends after the first."""

@@ -542,14 +542,16 @@ def test_a_micro_batch_stays_as_it_is_while_somebody_sees_it(tiny: Tiny) -> None
 def test_too_little_shared_memory_is_told_before_it_is_written_to(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     (loader,) = loaders(settings_of(tiny), tiny.root, 1, 4, 1, steps=1, workers=2, prefetch=3)
     needed = (2 * 3 + 4) * 4 * 8 * 8 * 16 * 2  # slots of 4 moments in float16, in the wider bucket
-    left = SimpleNamespace(free=needed - 1)
+    left = SimpleNamespace(free=needed - 1, total=4 * needed - 1)
     monkeypatch.setattr(slots.shutil, "disk_usage", lambda _folder: left)
-    with pytest.raises(
-        BadInput, match=r"take 0.00 GB of shared memory, but /dev/shm has 0.00 GB left; give the container"
-    ):
+    told = r"take 0.00 GB of shared memory for each of {} ranks here, but /dev/shm has 0.00 of 0.00 GB left; give the"
+    with pytest.raises(BadInput, match=told.format(1)):
         next(loader.micro_batches(0))
-    left.free = needed
+    left.free = left.total
     next(loader.micro_batches(0))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # none of the four has taken its part yet
+    with pytest.raises(BadInput, match=told.format(4)):
+        next(loader.micro_batches(0))
 
 
 @settings(max_examples=6, deadline=None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from curate.bad_input import BadInput
 from train.clock import Clock
 from train.look_ahead import LookAhead
 from train.recipes import base
@@ -50,4 +51,16 @@ def test_closing_lets_go_of_the_loader_and_of_what_was_ready(clock: Clock) -> No
     ahead.close()
     assert closed == [True]
     with pytest.raises(AssertionError, match="after the last one"):
+        ahead.take(clock)
+
+
+def test_what_is_wrong_with_the_next_micro_batch_waits_until_it_is_taken(clock: Clock) -> None:
+    def batches() -> Generator[Any, None, None]:
+        yield 0
+        raise BadInput("loader.max_bad_rate = 0: 1 of 2 samples are bad")
+
+    ahead = LookAhead(batches(), lambda number: number)  # type: ignore[arg-type, return-value]
+    ahead.take(clock)
+    ahead.prepare(clock)
+    with pytest.raises(BadInput, match="1 of 2 samples are bad"):
         ahead.take(clock)
