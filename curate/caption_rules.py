@@ -32,6 +32,8 @@ LANGUAGE = "caption_language"
 BOILERPLATE = "caption_boilerplate"
 NEAR_BOILERPLATE = "caption_near_boilerplate"
 
+REPAIR_VERSION = 1
+"""Raised where `repair` gives another text than before, so that texts that are there already are repaired anew."""
 _REPAIRED = ftfy.TextFixerConfig(explain=False)  # the same text, without a list of what was done
 _CODE = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[a-zA-Z/!][^<>]{0,500}>|<(?:a|img|br|p|span|div|b|i|strong|em|font|h\d)\b[^<>]*$", re.IGNORECASE)
@@ -40,7 +42,7 @@ _URL = re.compile(
 )
 _ENDING = r"\.(?:jpe?g|png|gif|webp|bmp|tiff?|avif|heic|svg)"
 _FILE = re.compile(rf"[\w\-. ()%]+{_ENDING}", re.IGNORECASE)
-_AT_THE_END = re.compile(rf"{_ENDING}$", re.IGNORECASE)
+_AT_THE_END = re.compile(rf" ?{_ENDING}$", re.IGNORECASE)
 _NAMING_WORDS = 3
 """Words of letters with which a file's name says what the picture shows."""
 _CAMERA = re.compile(

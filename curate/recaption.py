@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,8 +54,6 @@ class TransformersCaptioner:
         self._processor = AutoProcessor.from_pretrained(config.model, local_files_only=True)
         self._processor.tokenizer.padding_side = "left"  # what follows a prompt must stand right behind it
         self._is_chat = getattr(self._processor, "chat_template", None) is not None
-        if self._is_chat and config.prompt is None:
-            raise BadInput("captions.recaption.prompt = null: the model takes instructions: say what it is asked")
         model = AutoModelForImageTextToText.from_pretrained(
             config.model, local_files_only=True, use_safetensors=True, dtype=torch.bfloat16 if gpu else torch.float32
         )
@@ -99,13 +98,31 @@ def _echoed(tokens_BL: Any, asked_BL: Any) -> int:
 
 
 def check_model(config: RecaptionConfig) -> list[Path]:
-    """Return the files of the model's folder that say what it does; raises ValueError where there is no model."""
+    """Return the files of the model's folder that say what it does.
+
+    Raises ValueError where there is no model, or one that takes instructions and no prompt.
+    """
     folder = Path(config.model or "")
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise BadInput(
             f"captions.recaption.model = {config.model!r}: needs a local folder with config.json and *.safetensors"
         )
+    if config.prompt is None and _takes_instructions(folder):
+        raise BadInput("captions.recaption.prompt = null: the model takes instructions: say what it is asked")
     return sorted(path for path in folder.iterdir() if path.suffix in OF_MODEL)
+
+
+def _takes_instructions(folder: Path) -> bool:
+    """Return whether there is a chat template where transformers looks for its processor's."""
+    if (folder / "chat_template.jinja").is_file() or any(folder.glob("additional_chat_templates/*.jinja")):
+        return True
+    for file in (folder / "chat_template.json", folder / "processor_config.json"):
+        try:
+            if file.is_file() and json.loads(file.read_bytes()).get("chat_template") is not None:
+                return True
+        except (ValueError, AttributeError) as error:  # AttributeError: something else than an object
+            raise BadInput(f"captions.recaption.model = '{folder}': {file.name} is damaged: fetch it again") from error
+    return False
 
 
 def fingerprint(config: RecaptionConfig) -> str:

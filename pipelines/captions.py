@@ -68,9 +68,9 @@ def captions(runner: Runner) -> list[Report]:
 
 
 def _of_texts(config: CaptionsConfig) -> dict[str, Any]:
-    """Return the settings that shape a text; the others are cut-offs and judge it only."""
+    """Return what shapes a text, the repair's version included; the other settings are cut-offs and judge it only."""
     generated = {"recaption": config.recaption} if config.recaption.model else {}
-    return {"personal_data": config.personal_data} | {
+    return {"repair": caption_rules.REPAIR_VERSION, "personal_data": config.personal_data} | {
         name: {"model": value.model, "share": value.share} for name, value in generated.items()
     }
 

@@ -21,7 +21,7 @@ from pipelines.dashboard_server.answers import name_of, shown
 from pipelines.dashboard_server.app import application
 from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.settings import DashboardConfig
-from pipelines.store import MissingTable, Root, scratch_file
+from pipelines.store import MissingTable, Root
 
 ABOUT = About(
     command="python pipelines/dashboard.py",
@@ -63,13 +63,9 @@ def write(settings: DashboardConfig, index: Index, beside: dict[str, Index]) -> 
         root.write(name, made)
         print(f"page     {settings.export}, {len(made) / 1e6:.1f} MB")
     if settings.parquet:
-        draft = scratch_file(".parquet")
-        try:
+        root, name = place_of(settings.parquet)
+        with root.draft_of(name) as draft:
             rows = open_elsewhere.write(index, draft, settings.max_megapixels)
-            root, name = place_of(settings.parquet)
-            root.write_file(name, draft)
-        finally:
-            draft.unlink(missing_ok=True)
         print(f"parquet  {settings.parquet}, {rows:,} rows")
 
 

@@ -22,7 +22,7 @@ def recaption(runner: Runner) -> Report:
     settings = runner.config.captions.recaption
     identity = fingerprint(settings)
     wanted = [
-        Fragment(name=name, made_from=[receipt, identity], arguments=(name,))
+        Fragment(name=name, made_from=[receipt, identity], arguments=(name, identity))
         for name, receipt in fragments(runner.root, "samples").items()
     ]
     step = Step(
@@ -39,9 +39,9 @@ def recaption(runner: Runner) -> Report:
 def _build(config: CurationConfig) -> Any:
     root, settings = Root(config.root), config.captions.recaption
     captioner = open_captioner(settings)
-    schema = with_model(SCHEMA, ["caption_generated"], str(settings.model), fingerprint(settings))
 
-    def write(name: str) -> Made:
+    def write(name: str, identity: str) -> Made:
+        schema = with_model(SCHEMA, ["caption_generated"], str(settings.model), identity)
         rows = root.read_table(table_file("samples", name), ["uid", "shard", "offset", "num_bytes"])
         listed = rows.to_pylist()
         texts: list[str | None] = [None] * len(listed)

@@ -18,7 +18,8 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,12 +126,28 @@ class Root:
         if not is_local(self.fs):
             self.fs.put_file(str(local), path)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}"
-        shutil.copyfile(local, temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(os.path.dirname(path))
+        with self.draft_of(relative) as draft:
+            shutil.copyfile(local, draft)
+
+    @contextmanager
+    def draft_of(self, relative: str) -> Iterator[Path]:
+        """Give a local file to write, which the block's end publishes; for a local root, it lies beside its place."""
+        path = self.path(relative)
+        if not is_local(self.fs):
+            draft = scratch_file(posixpath.splitext(relative)[1])
+        else:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            draft = Path(f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}")
+        try:
+            yield draft
+            if not is_local(self.fs):
+                self.fs.put_file(str(draft), path)
+                return
+            _sync(str(draft))
+            os.replace(draft, path)
+            _sync(os.path.dirname(path))
+        finally:
+            draft.unlink(missing_ok=True)
 
     def read_json(self, relative: str) -> Any | None:
         """Return the parsed file, or None where there is none."""

@@ -19,7 +19,7 @@ from curate.config import IngestConfig
 from curate.crawl.addresses import Resolver
 from curate.crawl.connections import CLOCK, pools
 from curate.crawl.errors import FetchError
-from curate.crawl.hosts import Hosts
+from curate.crawl.hosts import MOST_PAUSE_S, Hosts
 from curate.crawl.limits import Exchange
 
 REDIRECT = frozenset({301, 302, 303, 307, 308})
@@ -155,13 +155,13 @@ def _status_error(response: urllib3.BaseHTTPResponse) -> FetchError:
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3), None where it says nothing readable."""
+    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3), a day at most; None where it is not readable."""
     if value is None:
         return None
     try:
         if value.strip().isdecimal():
-            return float(value)
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+            return min(float(value), MOST_PAUSE_S)
+        return min(max(0.0, parsedate_to_datetime(value).timestamp() - time.time()), MOST_PAUSE_S)
     except (ValueError, OverflowError):  # OverflowError: a year or a time zone of many digits
         return None
 

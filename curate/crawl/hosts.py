@@ -31,7 +31,7 @@ TICK_S = 0.1
 MOST_PAUSE_S = 86_400.0
 """Longest pause and longest delay; whoever asks for more is asked by a later run anyway."""
 MOST_HOSTS = 100_000
-"""From here on, hosts of which nothing is to be known are forgotten."""
+"""After so many new hosts, those of which nothing is to be known are forgotten."""
 GAP_S = 0.02
 """Pause between two exchanges, in which requests for other hosts gather."""
 
@@ -104,16 +104,19 @@ class Hosts:
         return self._hosts[name]
 
     def _forget(self) -> None:
-        """Drop the hosts that nobody asks or is to spare, where there are many; their failures are forgotten, too."""
+        """Drop the hosts that nobody asks or is to spare just now, where there are many.
+
+        Their failures are forgotten, too, and their delays: whoever asks such a host says its delay again.
+        """
         if len(self._hosts) < self._forgets_at:
             return
         now = time.monotonic()
         self._hosts = {
             name: host
             for name, host in self._hosts.items()
-            if name in self._open or host.under_way or host.waiting or host.delay_s or host.paused_until > now
+            if name in self._open or host.under_way or host.waiting or host.paused_until > now
         }
-        self._forgets_at = max(MOST_HOSTS, 2 * len(self._hosts))
+        self._forgets_at = MOST_HOSTS + len(self._hosts)
 
     def _take(self, name: str, host: _Host) -> None:
         gives_up_at = time.monotonic() + self._longest_wait_s

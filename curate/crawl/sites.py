@@ -36,6 +36,8 @@ class _Site:
     usage: Protego | None = None
     """Allows what robots.txt does not want to be used."""
     reserved: list[str] | None = None
+    delay_s: float | None = None
+    """Crawl-delay."""
     trouble: FetchError | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -92,10 +94,12 @@ class Sites:
         if site.known_until < time.monotonic():
             with site.lock:
                 if site.known_until < time.monotonic():
-                    self._read(origin, place(target), site)
+                    self._read(origin, site)
+        if site.delay_s:
+            self._web.space(place(target), site.delay_s)  # each time: hosts with nothing under way are forgotten
         return site
 
-    def _read(self, origin: str, host: str, site: _Site) -> None:
+    def _read(self, origin: str, site: _Site) -> None:
         """Read the files anew; a Crawl-delay holds for what is asked after them."""
         site.robots = site.usage = site.reserved = site.trouble = None
         try:
@@ -106,9 +110,7 @@ class Sites:
                 site.reserved = None if text is None else _reserved(text)
         except FetchError as error:
             site.trouble = error
-        delay_s = site.robots.crawl_delay(self._token) if site.robots is not None else None
-        if delay_s:
-            self._web.space(host, delay_s)
+        site.delay_s = site.robots.crawl_delay(self._token) if site.robots is not None else None
         site.known_until = time.monotonic() + (TROUBLE_KNOWN_FOR_S if site.trouble else KNOWN_FOR_S)
 
     @staticmethod

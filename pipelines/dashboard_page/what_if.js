@@ -17,7 +17,8 @@ export async function whatIfPage(place, { overview }) {
   let wanted = false;
   let looking = null;
   let resting = null;
-  let counted = 0;
+  let counting = false;
+  let wantedWhole = false;
 
   async function changed(slider, value) {
     state.set(slider.setting, value);
@@ -53,21 +54,32 @@ export async function whatIfPage(place, { overview }) {
     for (const row of later.values()) fill(row, { dropped: null, left: null }, 0);
   }
 
-  // the rules behind the cut-offs; what a newer question has overtaken is not shown
+  // the rules behind the cut-offs, one question at a time: the newest follows when the last is answered
   async function countWhole() {
-    const own = ++counted;
-    const wished = JSON.stringify(asked(state, said.sliders));
+    wantedWhole = true;
+    if (counting) return;
+    counting = true;
+    while (wantedWhole) {
+      wantedWhole = false;
+      await countWholeOnce();
+    }
+    counting = false;
+  }
+
+  // what has been overtaken meanwhile is not shown
+  async function countWholeOnce() {
     show(parts.whole, "counting the rules over the whole corpus …");
     try {
       recordedWhole ??= await get("whole-counts");
-      const found = isRecorded() ? recordedWhole : await get("whole-counts", JSON.parse(wished));
-      if (own !== counted || wished !== JSON.stringify(asked(state, said.sliders))) return;
+      const wished = asked(state, said.sliders);
+      const found = isRecorded() ? recordedWhole : await get("whole-counts", wished);
+      if (JSON.stringify(wished) !== JSON.stringify(asked(state, said.sliders))) return;
       total(found, recordedWhole.kept, recorded.rows_in, "exact");
       for (const rule of found.rules) fill(later.get(rule.reason), rule, recorded.meets_cut_offs);
       show(parts.buckets, bucketFill(found.buckets, recordedWhole.buckets));
       show(parts.whole);
     } catch (error) {
-      if (own === counted) show(parts.whole, h("span", { class: "error", role: "alert" }, error.message));
+      if (!wantedWhole) show(parts.whole, h("span", { class: "error", role: "alert" }, error.message));
     }
   }
 

@@ -34,6 +34,7 @@ TERMS = Profanity({"en": ["smut", "dirty words", "s&m"], "de": ["schund"], "zh":
         ("5 < 6 and 7 > 2 hold here", "5 < 6 and 7 > 2 hold here"),
         ("Kepler Space Telescope model 1.PNG", "Kepler Space Telescope model 1"),
         ("Old US41 Bridge Baraga MI.jpg", "Old US41 Bridge Baraga MI"),
+        ("my cat sleeping .jpg", "my cat sleeping"),
         ("how it was made. webp", "how it was made. webp"),
         ("Gate of the College.jpeg", "Gate of the College"),
         ("DSC 0042 copy 2.jpg", "DSC 0042 copy 2.jpg"),

@@ -16,6 +16,7 @@ from curate.crawl.addresses import Resolver, is_public
 from curate.crawl.errors import FetchError
 from curate.crawl.fetch import Web
 from curate.crawl.fetcher import Fetcher
+from curate.crawl.hosts import MOST_PAUSE_S
 from curate.crawl.limits import Limits
 from tests.curate.crawl_origin import JPEG, Answer, bomb, origin, redirect
 
@@ -141,6 +142,7 @@ def test_each_way_to_fail_has_its_class():
         "/denied": Answer(status=403, body=b""),
         "/busy": Answer(status=429, headers={"Retry-After": "7"}, body=b""),
         "/down": Answer(status=503, headers={"Retry-After": "Fri, 31 Dec 2100 23:59:59 GMT"}, body=b""),
+        "/endless": Answer(status=429, headers={"Retry-After": "9" * 400}, body=b""),
         "/error": Answer(status=500, body=b""),
         "/silent": Answer(act="silent"),
         "/reset": Answer(act="reset"),
@@ -160,6 +162,7 @@ def test_each_way_to_fail_has_its_class():
         "/denied": sample.HTTP_REFUSED,
         "/busy": sample.HTTP_BUSY,
         "/down": sample.HTTP_BUSY,
+        "/endless": sample.HTTP_BUSY,
         "/error": sample.HTTP_SERVER_ERROR,
         "/silent": sample.TIMEOUT,
         "/reset": sample.CONNECTION,
@@ -181,7 +184,7 @@ def test_each_way_to_fail_has_its_class():
         assert {path: error.status for path, error in failures.items()} == expected
         assert time.monotonic() - started < 5
         assert failures["/busy"].retry_after_s == 7.0
-        assert failures["/down"].retry_after_s > 1e9
+        assert failures["/down"].retry_after_s == failures["/endless"].retry_after_s == MOST_PAUSE_S
         assert server.asked("/loop") == 6
 
 

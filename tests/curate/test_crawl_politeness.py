@@ -176,7 +176,10 @@ def test_a_host_that_asks_for_endless_pauses_holds_up_nobody_else(consent):
 def test_of_many_hosts_those_that_are_to_be_spared_are_remembered(monkeypatch):
     monkeypatch.setattr("curate.crawl.hosts.MOST_HOSTS", 4)
     hosts = Hosts(Limits(2).exchange, failures=1, pause_s=60, longest_wait_s=1)
-    hosts.space("slow.example", 0.1)
+    hosts.space("slow.example", 30)
+    with hosts.turn("slow.example"):
+        pass
+    hosts.space("free.example", 30)
     with pytest.raises(FetchError), hosts.turn("down.example"):
         raise FetchError(sample.TIMEOUT, "no answer")
     for number in range(30):
@@ -188,8 +191,25 @@ def test_of_many_hosts_those_that_are_to_be_spared_are_remembered(monkeypatch):
     hosts._forgets_at = 4
     with hosts.turn("last.example"):
         assert set(hosts._hosts) == {"slow.example", "down.example", "last.example"}
+    assert hosts._forgets_at == 2 + 4
     with pytest.raises(FetchError, match="down.example is left alone"), hosts.turn("down.example"):
         pass
+
+
+def test_a_crawl_delay_holds_for_a_host_that_was_forgotten():
+    rules = Answer(body=b"User-agent: *\nCrawl-delay: 0.4\n")
+    with origin({"/robots.txt": rules, "/x": Answer()}) as slow, origin({"/x": Answer()}) as other:
+        fetcher = Fetcher(SETTINGS, Limits(8).exchange)
+        hosts = fetcher._web._hosts
+        assert fetcher.fetch(f"{slow.url}/x")[1].status == sample.OK
+        time.sleep(0.6)
+        hosts._forgets_at = 1
+        assert fetcher.fetch(f"{other.url}/x")[1].status == sample.OK
+        assert set(hosts._hosts) == {f"127.0.0.1:{other.port}"}
+        assert [fetcher.fetch(f"{slow.url}/x")[1].status for _ in range(2)] == [sample.OK] * 2
+        assert slow.asked("/robots.txt") == 1
+        times = [at for (_, path), at in zip(slow.log, slow.asked_at, strict=True) if path == "/x"]
+    assert times[2] - times[1] > 0.38
 
 
 def test_the_answers_for_few_names_are_kept(monkeypatch):

@@ -138,6 +138,39 @@ def test_rules_over_the_whole_corpus_follow_a_moved_cut_off(browser, tmp_path):
         browser.until(told(kept(7.5)))
 
 
+ONE_AT_A_TIME = """
+const real = window.fetch;
+window.sent = [], window.mostAtOnce = 0;
+let atOnce = 0;
+window.fetch = async (path, ...rest) => {
+  if (!path.startsWith("/api/whole-counts")) return real(path, ...rest);
+  window.sent.push(decodeURIComponent(path));
+  window.mostAtOnce = Math.max(window.mostAtOnce, ++atOnce);
+  await new Promise((done) => setTimeout(done, 2500));
+  return real(path, ...rest).finally(() => atOnce--);
+};
+"""
+
+
+def test_of_rules_over_the_whole_corpus_one_question_is_asked_at_a_time_and_the_newest_next(browser, tmp_path):
+    settings = replace(SETTINGS, quotas=(Quota(by="source", max_samples=9, rank_by="sharpness"),))
+    write_root(str(tmp_path / "root"), settings=settings)
+    with visiting(browser, str(tmp_path / "root")) as address:
+        browser.open(f"{address}#/what-if")
+        exact = "document.querySelector('.badge.exact').textContent === 'exact'"
+        browser.until(exact)
+        browser.driver.execute_script(ONE_AT_A_TIME)
+        typed = "document.getElementById('typed-min_aesthetic')"
+        for value in (7.5, 7.0, 6.5):
+            browser.driver.execute_script(f"{typed}.value = {value}; {typed}.dispatchEvent(new Event('input'))")
+            browser.until("window.sent.length")
+            time.sleep(0.7)
+        browser.until(f"window.sent.length > 1 && {exact}")
+        sent = browser.driver.execute_script("return window.sent")
+        assert browser.driver.execute_script("return window.mostAtOnce") == 1
+    assert [re.search(r"min_aesthetic=([\d.]+)", path).group(1) for path in sent] == ["7.5", "6.5"]
+
+
 def test_save_as_config(browser, tmp_path):
     write_root(str(tmp_path / "root"), rows=20)
     with visiting(browser, str(tmp_path / "root")) as address:

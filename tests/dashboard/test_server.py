@@ -24,6 +24,8 @@ from curate.config import DiversityConfig, Quantile, Quota, SelectionConfig, Thr
 from curate.cut_offs import CUT_OFFS
 from curate.takedown import TakenDown
 from pipelines.calibrate import read_labels
+from pipelines.dashboard import write as write_elsewhere
+from pipelines.dashboard_server import open_elsewhere
 from pipelines.dashboard_server.answers import QUESTIONS, shown
 from pipelines.dashboard_server.browse import near
 from pipelines.dashboard_server.cut_off_list import later_reasons, limits, recorded, with_limits
@@ -728,6 +730,27 @@ def test_the_parquet_for_other_explorers(made_folder, tmp_path):
     read = datasets.Dataset.from_parquet(str(tmp_path / "out.parquet"), cache_dir=str(tmp_path / "cache"))
     drawn = read.cast_column("image", datasets.Image()).filter(lambda uid_: uid_ == uid(0), input_columns="uid")[0]
     assert drawn["image"].size == Image.open(io.BytesIO(by_uid[uid(0)]["image"]["bytes"])).size
+
+
+def test_a_local_parquet_is_written_once_on_the_disk_of_its_target(index, tmp_path, monkeypatch):
+    target = tmp_path / "out" / "rows.parquet"
+    drafts: list[tuple[Path, int]] = []
+
+    def written(_index: Index, file: Path, _max_megapixels: float) -> int:
+        file.write_bytes(b"rows")
+        drafts.append((file.parent, file.stat().st_ino))
+        if len(drafts) == 2:
+            raise OSError("the disk is full")
+        return 4
+
+    monkeypatch.setattr(open_elsewhere, "write", written)
+    settings = DashboardConfig(root=index.root.url, parquet=str(target))
+    write_elsewhere(settings, index, {})
+    assert drafts == [(target.parent, target.stat().st_ino)], "renamed, not copied"
+    assert target.read_bytes() == b"rows"
+    with pytest.raises(OSError, match="the disk is full"):
+        write_elsewhere(settings, index, {})
+    assert list(target.parent.iterdir()) == [target], "no draft is left"
 
 
 def test_a_parquet_without_embeddings_names_the_step(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pyarrow as pa
 import pytest
 
 from curate import caption_rules as rules
+from curate.bad_input import BadInput
 from curate.config import CaptionsConfig, CurationConfig, RecaptionConfig
 from curate.profanity import lists_of
 from curate.recaption import TransformersCaptioner, check_model, fingerprint, is_chosen
 from pipelines import caption_counts
 from pipelines.captions import _build, _build_texts, _of_texts
+from pipelines.preflight import check_lists
 from pipelines.recaption import _build as build_recaptions
 from pipelines.runner import Made
 from pipelines.store import Root, parquet_bytes, table_file
@@ -258,8 +261,6 @@ def test_an_instruction_is_put_into_the_chat_template_and_the_answer_alone_is_ke
         answer = tokens_1L[0, asked["input_ids"].shape[1] :]
         assert caption == processor.decode(answer, skip_special_tokens=True) != ""
     assert len(set(found)) > 1
-    with pytest.raises(ValueError, match="captions.recaption.prompt = null: the model takes instructions"):
-        captioner(tiny_chat_model, None)
 
 
 def test_other_weights_are_another_model(tmp_path, tiny_model):
@@ -290,14 +291,15 @@ def test_a_model_in_transformers_format_gives_its_share_new_captions(tmp_path, t
     config = CurationConfig(root=str(tmp_path), captions=CaptionsConfig(recaption=settings, languages=()))
     root = Root(config.root)
     write(root, "samples", "a", pa.table(samples))
-    made = build_recaptions(config)("a")
+    made = build_recaptions(config)("a", "digest")
     chosen = [is_chosen(uid, 0.5) for uid in samples["uid"]]
     assert 0 < sum(chosen[:11]) < 11
     new = made.rows["caption_generated"].to_pylist()
     assert [text is not None for text in new] == [*chosen[:11], False]
     assert all("word" in text for text in new if text)
-    assert build_recaptions(config)("a").rows.equals(made.rows)
-    assert made.rows.schema.field("caption_generated").metadata[b"model"] == str(tiny_model).encode()
+    assert build_recaptions(config)("a", "digest").rows.equals(made.rows)
+    said = made.rows.schema.field("caption_generated").metadata
+    assert (said[b"model"], said[b"revision"]) == (str(tiny_model).encode(), b"digest")
     write(root, "recaptions", "a", made.rows)
     rows = judged(config, ["a"])["a"].rows.to_pylist()
     assert [row["caption_source"] for row in rows] == ["generated" if text else "original" for text in new]
@@ -316,3 +318,44 @@ def test_the_mix_depends_on_the_uid_alone():
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="captions.recaption.model = .*needs a local folder"):
         check_model(RecaptionConfig(model=str(tmp_path)))
+
+
+def test_a_model_that_takes_instructions_is_refused_without_a_prompt_before_any_work(tmp_path, tiny_chat_model):
+    def settings(prompt: str | None) -> CurationConfig:
+        recaption = RecaptionConfig(model=str(tiny_chat_model), prompt=prompt)
+        return CurationConfig(root=str(tmp_path), captions=CaptionsConfig(recaption=recaption))
+
+    check_lists(settings("what is word3"))
+    with pytest.raises(BadInput, match="captions.recaption.prompt = null: the model takes instructions"):
+        check_lists(settings(None))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_refused"),
+    [
+        ("chat_template.jinja", CHAT, True),
+        ("additional_chat_templates/other.jinja", CHAT, True),
+        ("chat_template.json", json.dumps({"chat_template": CHAT}), True),
+        ("processor_config.json", json.dumps({"chat_template": CHAT}), True),
+        ("processor_config.json", json.dumps({"chat_template": None}), False),
+        ("processor_config.json", "{", True),
+        ("README.md", CHAT, False),
+    ],
+)
+def test_a_chat_template_is_found_where_transformers_keeps_it(tmp_path, name, text, is_refused):
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_text("{}")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    config = RecaptionConfig(model=str(tmp_path))
+    if not is_refused:
+        assert tmp_path / "config.json" in check_model(config)
+        return
+    with pytest.raises(BadInput, match="captions.recaption.(prompt|model) = "):
+        check_model(config)
+
+
+def test_another_way_to_repair_is_another_text(monkeypatch):
+    before = _of_texts(CaptionsConfig())
+    monkeypatch.setattr(rules, "REPAIR_VERSION", rules.REPAIR_VERSION + 1)
+    assert _of_texts(CaptionsConfig()) != before
