@@ -13,6 +13,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from curate.bad_input import BadInput
 from curate.config_file import read_settings
 from curate.config_help import About
 from pipelines.command import one_line
@@ -95,7 +96,10 @@ def serve(settings: DashboardConfig, index: Index, beside: dict[str, Index]) -> 
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((settings.host, settings.port))
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        raise BadInput(f"port = {settings.port}: {error.strerror}; --port 0 takes a free one") from error
     listening.listen(128)
     port = listening.getsockname()[1]
     for one in (index, *beside.values()):

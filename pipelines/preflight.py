@@ -7,20 +7,53 @@ from collections.abc import Callable, Sequence
 from curate import blocklist
 from curate.bad_input import BadInput
 from curate.config import CurationConfig
+from curate.crawl.lists import list_files
 from curate.cut_offs import check as check_cut_offs
 from curate.faces import YUNET
 from curate.heads import network_of
 from curate.profanity import lists_of
 from curate.recaption import check_model
-from curate.weights import path_of, registry
+from curate.weights import MissingWeights, default_weights_dir, path_of, registry
 from pipelines.store import Root
 
 
 def preflight(config: CurationConfig, steps: Sequence[str]) -> None:
-    """Raise BadInput or MissingWeights for what would stop one of these steps."""
+    """Raise BadInput, or MissingWeights naming all that are missing, for what would stop one of these steps."""
+    missing: list[str] = []
     for check, of in CHECKS.items():
-        if not of.isdisjoint(steps):
-            check(config)
+        try:
+            if not of.isdisjoint(steps):
+                check(config)
+        except MissingWeights as error:
+            missing.extend(error.names)
+    if missing:
+        raise missing_weights(missing)
+
+
+def missing_weights(names: Sequence[str]) -> MissingWeights:
+    """Return one error for all of them."""
+    fetch = f"python -m curate.weights fetch {' '.join(names)}"
+    return MissingWeights(
+        f"weights {', '.join(names)} are not in {default_weights_dir()}; get them with: {fetch}"
+        " (or name a folder that has them: DARKROOM_WEIGHTS); docs/tutorial.md, section 2, runs without any",
+        tuple(names),
+    )
+
+
+def check_url_lists(config: CurationConfig) -> None:
+    """Raise BadInput where a crawl has no list."""
+    for source in config.web:
+        list_files(source)
+
+
+def check_untrained(config: CurationConfig) -> None:
+    """Raise BadInput where embeddings of an untrained model would decide what looks the same."""
+    eps = config.dedup.semantic_eps
+    if config.embed.clip.weights is None and eps is not None and eps > UNTRAINED_EPS:
+        raise BadInput(
+            f"dedup.semantic_eps = {eps}: embeddings of an untrained model (embed.clip.weights: null) lie close"
+            f" together, most pictures would be dropped as duplicates; set null, or at most {UNTRAINED_EPS}"
+        )
 
 
 def check_selection(config: CurationConfig) -> None:
@@ -36,16 +69,23 @@ def check_clip_weights(config: CurationConfig) -> None:
 
 def check_head_weights(config: CurationConfig) -> None:
     """Raise MissingWeights where a head's file is absent, ValueError where it reads another model's embeddings."""
+    missing: list[str] = []
     for head in config.score.heads:
         if head.weights is None:
             continue
-        path_of(head.weights)
+        try:
+            path_of(head.weights)
+        except MissingWeights as error:
+            missing.extend(error.names)
+            continue
         wanted, given = network_of(head.weights).clip, config.embed.clip.weights
         if wanted != given:
             raise BadInput(
                 f"score.heads.{head.column}.weights = {head.weights!r}: it reads embeddings of {wanted}, and "
                 f"embed.clip.weights = {given!r}: take another head, or embed.clip.weights: {wanted}"
             )
+    if missing:
+        raise missing_weights(missing)
 
 
 def check_lists(config: CurationConfig) -> None:
@@ -73,7 +113,12 @@ def check_vae(config: CurationConfig) -> None:
         raise FileNotFoundError(f"encode.vae = {vae}: neither a name in infra/weights.yaml nor a diffusers folder")
 
 
+UNTRAINED_EPS = 0.001
+"""Distance up to which embeddings of an untrained model are taken for those of the same picture."""
+
 CHECKS: dict[Callable[[CurationConfig], None], frozenset[str]] = {
+    check_url_lists: frozenset({"ingest"}),
+    check_untrained: frozenset({"dedup"}),
     check_selection: frozenset({"selection"}),
     check_clip_weights: frozenset({"embed"}),
     check_head_weights: frozenset({"score"}),

@@ -40,7 +40,11 @@ WRONG_CHECKSUM = "wrong checksum"
 
 
 class MissingWeights(FileNotFoundError):
-    """The file of a registered entry is not in the weights folder."""
+    """The files of registered entries, `names`, are not in the weights folder."""
+
+    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 class UnknownWeights(BadInput):
@@ -120,7 +124,7 @@ def path_of(name: str, weights_dir: Path | None = None, registry_file: Path | No
     if path.is_file():
         return path
     command = _fetch_command(weight, weights_dir, registry_file)
-    raise MissingWeights(f"weights {name!r} are not at {path}; get them with: {command}")
+    raise MissingWeights(f"weights {name!r} are not at {path}; get them with: {command}", (name,))
 
 
 def checked_path_of(name: str, weights_dir: Path | None = None, registry_file: Path | None = None) -> Path:
