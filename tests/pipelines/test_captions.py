@@ -297,6 +297,7 @@ def test_a_model_in_transformers_format_gives_its_share_new_captions(tmp_path, t
     assert [text is not None for text in new] == [*chosen[:11], False]
     assert all("word" in text for text in new if text)
     assert build_recaptions(config)("a").rows.equals(made.rows)
+    assert build_recaptions(config)("a", careful=True).rows.equals(made.rows)
     assert made.rows.schema.field("caption_generated").metadata[b"model"] == str(tiny_model).encode()
     write(root, "recaptions", "a", made.rows)
     rows = judged(config, ["a"])["a"].rows.to_pylist()
