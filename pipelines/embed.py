@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from curate.image import UnreadableImage
 from curate.picture import Picture, read_picture
 from curate.quality import technical_quality
 from curate.text_only import text_share
+from curate.trial import tried_first
 from pipelines.command import run_step
 from pipelines.preflight import check_clip_weights
 from pipelines.runner import Fragment, Made, Report, Runner, Step, shaping
@@ -30,6 +32,8 @@ from schemas.column import conform, with_model
 
 SPEED = ("actors", "batch_size", "decode_threads", "device", "gpus_per_actor")
 """Settings that shape no result."""
+
+Decode = Callable[[bytes], Picture]
 
 
 def embed(runner: Runner) -> list[Report]:
@@ -65,8 +69,9 @@ def _build(config: CurationConfig) -> Any:
     schema = features.schema(embedder.dim)
     said = _model_name(config)
     schema = with_model(schema, ["embedding", "clip_similarity"], said, embedder.revision)
+    read = partial(read_picture, max_megapixels=config.embed.max_megapixels, min_side_px=embedder.min_side_px)
 
-    def measure(name: str) -> Made:
+    def measure(name: str, careful: bool = False) -> Made:
         samples = root.read_table(
             table_file("samples", name), ["uid", "status", "error", "shard", "offset", "num_bytes"]
         )
@@ -74,15 +79,16 @@ def _build(config: CurationConfig) -> Any:
         assert samples["uid"] == captions["uid"], f"{name}: samples and texts differ"
         texts = captions["caption_clean"].to_pylist()
         rows = []
-        for batch in _decoded(root, samples, texts, embedder, config):
-            rows.extend(embedder.complete(batch))
+        with tried_first(read, careful) as decode:
+            for batch in _decoded(root, samples, texts, embedder, decode, config):
+                rows.extend(embedder.complete(batch))
         return Made(rows=conform(_as_table(rows, schema), schema), counts=_statuses(rows))
 
     return measure
 
 
 def _decoded(
-    root: Root, samples: pa.Table, texts: list[Any], embedder: Any, config: CurationConfig
+    root: Root, samples: pa.Table, texts: list[Any], embedder: Any, decode: Decode, config: CurationConfig
 ) -> Iterator[list[dict]]:
     """Yield measured batches; threads decode the next batch while the model works on this one."""
     listed = [{**row, "text": text} for row, text in zip(samples.to_pylist(), texts, strict=True)]
@@ -90,7 +96,7 @@ def _decoded(
     batches = [listed[first : first + size] for first in range(0, len(listed), size)]
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
-        return measure_image(root, row, embedder, config)
+        return measure_image(root, row, embedder, decode)
 
     with ThreadPoolExecutor(config.embed.decode_threads) as pool:
         upcoming = [pool.submit(one, row) for row in batches[0]] if batches else []
@@ -99,14 +105,14 @@ def _decoded(
             yield [task.result() for task in current]
 
 
-def measure_image(root: Root, row: dict[str, Any], embedder: Any, config: CurationConfig) -> dict[str, Any]:
+def measure_image(root: Root, row: dict[str, Any], embedder: Any, decode: Decode) -> dict[str, Any]:
     """Return one image's measurements and its tensor for the model, or its status."""
     measured: dict[str, Any] = {"uid": row["uid"], "text": row["text"], "status": row["status"], "error": row["error"]}
     if row["shard"] is None:
         return measured
     data = root.read(row["shard"], row["offset"], row["num_bytes"])
     try:
-        picture = read_picture(data, config.embed.max_megapixels, embedder.min_side_px)
+        picture = decode(data)
     except UnreadableImage as error:
         return measured | {"status": error.status, "error": str(error)}
     return measured | {"status": sample.OK, **measurements(picture), "tensor": embedder.preprocess(picture)}

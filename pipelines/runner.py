@@ -11,9 +11,11 @@ import os
 import platform
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,9 @@ from curate.config import CurationConfig
 from curate.config_file import as_dict
 from pipelines.progress import Progress
 from pipelines.store import Receipt, Root, Written, commit, digest, find_receipt, parquet_bytes, publish, table_file
+
+DEATHS = 3
+"""So many processes of actors may die of a fragment, and the next one is the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,8 @@ class Step:
     """A step as data: the table it makes and the function that makes one fragment.
 
     `build(config)` is called once in each worker process and returns the function; what it builds
-    (a model, a list) is reused for every fragment. `actors` > 0 keeps that many such processes.
+    (a model, a list) is reused for every fragment. `actors` > 0 keeps that many such processes; their
+    function takes `careful`, whether a process died while it made the fragment.
     """
 
     table: str
@@ -281,8 +287,8 @@ class _Actor:
     def __init__(self, step: Step, config: CurationConfig) -> None:
         self.step, self.config, self.function = step, config, step.build(config)
 
-    def make(self, call: tuple) -> Receipt:
-        return make_fragment(self.step, self.config, self.function, call)
+    def make(self, call: tuple, careful: bool) -> Receipt:
+        return make_fragment(self.step, self.config, partial(self.function, careful=careful), call)
 
 
 def _through_tasks(ray: Any, step: Step, config: CurationConfig, calls: Iterator[tuple]) -> Iterator[Receipt]:
@@ -303,13 +309,33 @@ def _through_tasks(ray: Any, step: Step, config: CurationConfig, calls: Iterator
 def _through_actors(
     ray: Any, step: Step, config: CurationConfig, calls: Iterator[tuple], count: int
 ) -> Iterator[Receipt]:
-    """Stream the fragments through processes that keep their model."""
-    from ray.util import ActorPool
+    """Stream the fragments through processes that keep their model.
 
+    Where one dies, another makes its fragment, with care, and DEATHS times at most.
+    """
     gpus = gpus_of_an_actor(step, ray.cluster_resources().get("GPU", 0), count)
-    kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Actor)
-    pool = ActorPool([kind.remote(step, config) for _ in range(count)])
-    yield from pool.map_unordered(lambda actor, call: actor.make.remote(call), calls)
+    kind = ray.remote(num_cpus=1, num_gpus=gpus)(_Actor)
+    idle = [kind.remote(step, config) for _ in range(count)]
+    waiting = deque((call, 0) for call in calls)
+    flying: dict[Any, tuple[Any, tuple, int]] = {}
+    while waiting or flying:
+        while waiting and idle:
+            actor, (call, deaths) = idle.pop(), waiting.popleft()
+            flying[actor.make.remote(call, careful=deaths > 0)] = actor, call, deaths
+        (done,), _ = ray.wait(list(flying))
+        actor, call, deaths = flying.pop(done)
+        try:
+            receipt = ray.get(done)
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+            if deaths == DEATHS or getattr(error, "actor_init_failed", False):
+                raise
+            say(f"{step.table}: a process died while it made {call[0].name}: another makes it, with care")
+            ray.kill(actor)
+            actor = kind.remote(step, config)
+            waiting.appendleft((call, deaths + 1))
+        else:
+            yield receipt
+        idle.append(actor)
 
 
 def gpus_of_an_actor(step: Step, cluster_gpus: float, count: int) -> float:

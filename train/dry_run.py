@@ -12,8 +12,8 @@ from train.model import count_parameters, meta_unet
 from train.zero_settings import deepspeed_settings
 
 GPUS = 256
-SHAPES = ((8, 1), (4, 2), (2, 4))
-"""(micro-batch, gradient accumulation) on 256 GPUs."""
+GRAD_ACCUMULATIONS = (1, 2, 4)
+"""Passes of a step that are worth their traffic."""
 
 
 def dry_run(config: TrainConfig, as_json: bool = False) -> None:
@@ -31,7 +31,7 @@ def what_would_run(config: TrainConfig) -> dict[str, Any]:
         "model": config.model,
         "parameters": parameters_by_part(config),
         "deepspeed": deepspeed_settings(config, on_gpu=True),
-        "batch": [arithmetic(config.batch, micro_batch, accumulation) for micro_batch, accumulation in SHAPES],
+        "batch": [arithmetic(config.batch, *shape) for shape in shapes(config.batch)],
     }
 
 
@@ -53,6 +53,13 @@ def parameters_by_part(config: TrainConfig) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count} | {"all": count_parameters(unet.parameters())}
 
 
+def shapes(batch: BatchConfig) -> list[tuple[int, int]]:
+    """Return (micro-batch, gradient accumulation): the configured ones, then those that make up the global batch."""
+    share, rest = divmod(batch.global_batch, GPUS)
+    fits = [(share // passes, passes) for passes in GRAD_ACCUMULATIONS if not rest and share % passes == 0 and share]
+    return list(dict.fromkeys([(batch.samples_a_pass, batch.grad_accumulation), *fits]))
+
+
 def arithmetic(batch: BatchConfig, micro_batch: int, grad_accumulation: int) -> str:
     """Return one line: the product, and whether it is the global batch."""
     product = GPUS * micro_batch * grad_accumulation
@@ -60,6 +67,6 @@ def arithmetic(batch: BatchConfig, micro_batch: int, grad_accumulation: int) -> 
     candidate = dataclasses.replace(batch, micro_batch=micro_batch, grad_accumulation=grad_accumulation)
     try:
         candidate.check(GPUS)
-    except ValueError:
-        return f"{line}: not the global batch {batch.global_batch}"
+    except ValueError as error:
+        return f"{line}: not the global batch {batch.global_batch}; {str(error).split('; ')[-1]}"
     return f"{line}: ok"

@@ -8,6 +8,7 @@ from threading import BoundedSemaphore, Lock
 
 from PIL import Image
 
+from curate import sample
 from curate.image import UnreadableImage
 from curate.picture import read_picture
 from pipelines.dashboard_server.filters import SHOWN
@@ -52,13 +53,17 @@ class Pictures:
         return made
 
     def _make(self, number: int, side_px: int) -> bytes:
-        place = self._index.rows(
-            f'SELECT shard, "offset", num_bytes FROM board WHERE number = ? AND {SHOWN} AND shard IS NOT NULL', [number]
+        found = self._index.rows(
+            'SELECT shard, "offset", num_bytes, early_reason FROM board'
+            f" WHERE number = ? AND {SHOWN} AND shard IS NOT NULL",
+            [number],
         )
-        if not place:
+        if not found:
             raise NotShown(str(number))
-        data = self._index.root.read(*place[0])
-        return encode(data, side_px, self._max_megapixels)
+        *place, reason = found[0]
+        if reason == sample.DECODER_CRASHED:
+            raise UnreadableImage(reason, "it would end this process, too")
+        return encode(self._index.root.read(*place), side_px, self._max_megapixels)
 
 
 def encode(data: bytes, side_px: int, max_megapixels: float) -> bytes:

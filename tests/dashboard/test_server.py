@@ -22,6 +22,7 @@ from PIL import Image
 from curate.buckets import nearest
 from curate.config import DiversityConfig, Quantile, Quota, SelectionConfig, Threshold, TopFraction
 from curate.cut_offs import CUT_OFFS
+from curate.image import UnreadableImage
 from curate.takedown import TakenDown
 from pipelines.calibrate import read_labels
 from pipelines.dashboard import write as write_elsewhere
@@ -32,6 +33,7 @@ from pipelines.dashboard_server.cut_off_list import later_reasons, limits, recor
 from pipelines.dashboard_server.exported import TooLarge, page
 from pipelines.dashboard_server.funnel_page import is_defect
 from pipelines.dashboard_server.index import Index
+from pipelines.dashboard_server.pictures import Pictures
 from pipelines.dashboard_server.settings import DashboardConfig
 from pipelines.dashboard_server.what_if import limits_asked, what_if
 from pipelines.dashboard_server.whole_corpus import whole_corpus
@@ -633,6 +635,24 @@ def test_what_was_made_again_is_read_again(tmp_path):
     write_root(str(tmp_path), rows=20, change=lambda made: [row.update(aesthetic=9.0) for row in made["scores"]])
     index.refresh()
     assert index.rows("SELECT count(*), min(aesthetic) FROM board") == [(20, 9.0)]
+    index.close()
+
+
+def test_a_file_that_crashed_a_decoder_is_not_decoded_again(tmp_path, monkeypatch):
+    def with_a_crash(made: dict[str, Any]) -> None:
+        made["features"][11]["status"] = "decoder_crashed"
+
+    write_root(str(tmp_path), rows=20, change=with_a_crash)
+    index = Index(Root(str(tmp_path)))
+    index.refresh()
+    decoded = []
+    monkeypatch.setattr("pipelines.dashboard_server.pictures.encode", lambda data, *_: decoded.append(data) or b"webp")
+    pictures = Pictures(index, 10)
+    at = dict(index.rows("SELECT uid, number FROM board"))
+    assert pictures.webp(at[uid(12)], 96) == b"webp"
+    with pytest.raises(UnreadableImage) as raised:
+        pictures.webp(at[uid(11)], 96)
+    assert (raised.value.status, len(decoded)) == ("decoder_crashed", 1)
     index.close()
 
 

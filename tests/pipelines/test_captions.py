@@ -298,6 +298,7 @@ def test_a_model_in_transformers_format_gives_its_share_new_captions(tmp_path, t
     assert [text is not None for text in new] == [*chosen[:11], False]
     assert all("word" in text for text in new if text)
     assert build_recaptions(config)("a", "digest").rows.equals(made.rows)
+    assert build_recaptions(config)("a", "digest", careful=True).rows.equals(made.rows)
     said = made.rows.schema.field("caption_generated").metadata
     assert (said[b"model"], said[b"revision"]) == (str(tiny_model).encode(), b"digest")
     write(root, "recaptions", "a", made.rows)
