@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 LOG_EVERY_S = 10.0
+LOG_SILENCE_S = 60.0
+"""Time without a finished fragment after which a log is told that the step is still at work."""
 
 
 class Progress:
@@ -22,6 +25,7 @@ class Progress:
         self._already, self._rows = done, 0
         self._started = self._said = time.monotonic()
         self._bar: Any = None
+        self._ended = threading.Event()
 
     def __enter__(self) -> Progress:
         console = Console(stderr=True)
@@ -37,7 +41,16 @@ class Progress:
             )
             self._bar.start()
             self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, rate="")
+        else:
+            threading.Thread(target=self._break_silence, daemon=True).start()
         return self
+
+    def _break_silence(self) -> None:
+        while not self._ended.wait(LOG_SILENCE_S):
+            if time.monotonic() - self._said >= LOG_SILENCE_S:
+                at_work = timedelta(seconds=round(time.monotonic() - self._started))
+                told = f"{self._name:<14} {self._done}/{self._total} fragments, at work for {at_work}"
+                print(told, file=sys.stderr, flush=True)
 
     def advance(self, rows: int) -> None:
         """Count one finished fragment."""
@@ -54,6 +67,7 @@ class Progress:
             print(told, file=sys.stderr, flush=True)
 
     def __exit__(self, kind: Any, *_: object) -> None:
+        self._ended.set()
         if self._bar is not None:
             self._bar.stop()
         new = self._done - self._already

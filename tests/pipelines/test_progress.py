@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pipelines import progress
@@ -31,3 +33,13 @@ def test_a_step_that_is_stopped_says_so(capsys, monkeypatch):
     with pytest.raises(KeyboardInterrupt), Progress("features", total=5, done=0):
         raise KeyboardInterrupt
     assert capsys.readouterr().err.endswith("0/5 fragments, 0 made, 0 already there, stopped\n")
+
+
+def test_a_log_hears_of_a_long_fragment_before_it_ends(capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    monkeypatch.setattr(progress, "LOG_SILENCE_S", 0.05)
+    with Progress("features", total=2, done=0):
+        time.sleep(0.4)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) > 2
+    assert set(said[:-1]) == {"features       0/2 fragments, at work for 0:00:00"}
