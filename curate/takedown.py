@@ -49,9 +49,9 @@ class TakenDown:
     def rows(self, samples: Mapping[str, Any] | pa.Table) -> np.ndarray:
         """Return which rows are on the list, bool (N,), by the columns of `columns`, as far as they are there."""
         there = samples.column_names if isinstance(samples, pa.Table) else samples.keys()
-        hit = _in(samples["uid"], self.uids)
+        hit = np.array(among(samples["uid"], self.uids), bool)
         if self.sha256:
-            hit |= _in(samples["sha256"], self.sha256)
+            hit |= np.array(among(samples["sha256"], self.sha256), bool)
         for column in URLS if self.urls_sha256 else ():
             if column in there:
                 hit |= np.array([self.has_url(url) for url in samples[column].to_pylist()], bool)
@@ -84,6 +84,6 @@ def asked_for(uids: Iterable[str] = (), urls: Iterable[str] = (), sha256: Iterab
     )
 
 
-def _in(column: Any, wanted: frozenset[str]) -> np.ndarray:
-    found = pc.is_in(column, value_set=pa.array(sorted(wanted), pa.string()))
-    return np.array(found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy(), bool)
+def among(column: Any, wanted: frozenset[str]) -> Any:
+    """Return which values of a column of pyarrow are wanted, as one of booleans."""
+    return pc.is_in(column, value_set=pa.array(sorted(wanted), pa.string()))

@@ -53,7 +53,7 @@ def dedup(runner: Runner) -> list[Report]:
     step = Step(table="duplicates", settings=settings, build=_build, spreads=True)
     report = runner.run(step, [whole] if features else [])
     if not runner.dry_run:
-        publish_entry(config, list(features))
+        publish_entry(config, list(features), runner.pool)
     return [report]
 
 

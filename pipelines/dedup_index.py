@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate import sample
 from curate.bad_input import BadInput
+from curate.command_line import heed_ctrl_c
 from curate.config import CurationConfig
-from pipelines.store import MissingColumn, Root, digest, fragments, manifest, parquet_bytes, table_file
+from curate.takedown import among
+from pipelines.progress import Progress
+from pipelines.runner import say
+from pipelines.store import MANIFEST, MissingColumn, Root, digest, fragments, manifest, parquet_bytes, table_file
 
 PUBLISHED, OWNER = "_entry.json", "_owner.json"
 CORPUS_ID = "corpus_id.json"
@@ -83,16 +88,31 @@ def withdraw_entry(config: CurationConfig) -> None:
 def remove_from_entry(config: CurationConfig, uids: frozenset[str]) -> Iterator[str]:
     """Take these samples out of this root's entry, which stays the same one to corpora that were compared with it."""
     said = Root(config.root).read_json(CORPUS_ID)
-    if config.dedup.index is None or said is None:
+    if said is None:
         return
-    index = Root(config.dedup.index)
-    for path in index.glob(f"*-{said['id']}/*.parquet"):
-        file = "/".join(path.split("/")[-2:])
-        rows = index.read_table(file)
-        gone = pc.is_in(rows["uid"], value_set=pa.array(sorted(uids), pa.string()))
-        if pc.any(gone).as_py():
-            index.write(file, parquet_bytes(rows.filter(pc.invert(gone))))
-            yield f"dedup.index, {file}: {pc.sum(gone).as_py()} rows"
+    folders = _indexes(config)
+    found = {url: Root(url).glob(f"*-{said['id']}/*") for url in folders}
+    if not any(found.values()):
+        seen = " or ".join(folders) or "the settings"
+        say(f"warning: {CORPUS_ID} tells of an entry in dedup.index, and {seen} has none: give --dedup.index FOLDER")
+    for url, paths in found.items():
+        for path in paths:
+            if path.endswith(".parquet"):
+                yield from _remove_from_file(Root(url), "/".join(path.split("/")[-2:]), uids)
+
+
+def _indexes(config: CurationConfig) -> list[str]:
+    """Return the index that dedup last wrote to, and that of the settings where it is another one."""
+    ran = Root(config.root).read_json(f"tables/duplicates/{MANIFEST}")
+    known = [ran["settings"].get("index") if ran else None, config.dedup.index]
+    return sorted({url for url in known if url is not None})
+
+
+def _remove_from_file(index: Root, file: str, uids: frozenset[str]) -> Iterator[str]:
+    gone = among(index.read_table(file, ["uid"])["uid"], uids)
+    if pc.any(gone).as_py():
+        index.write(file, parquet_bytes(index.read_table(file).filter(pc.invert(gone))))
+        yield f"dedup.index, {file}: {pc.sum(gone).as_py()} rows"
 
 
 def _names(index: str) -> list[str]:
@@ -139,8 +159,8 @@ def write_index(config: CurationConfig, fragment: str, survivors: pa.ChunkedArra
     Root(config.dedup.index).write(f"{own_entry(config)}/{fragment}.parquet", parquet_bytes(kept))
 
 
-def publish_entry(config: CurationConfig, names: list[str]) -> None:
-    """Publish this root's entry for whoever comes after; lost files are made again, old ones removed."""
+def publish_entry(config: CurationConfig, names: list[str], pool: Callable[[], Any]) -> None:
+    """Publish this root's entry for whoever comes after; lost files are made again in the pool, old ones removed."""
     if config.dedup.index is None:
         return
     index, own, root = Root(config.dedup.index), own_entry(config), Root(config.root)
@@ -153,9 +173,23 @@ def publish_entry(config: CurationConfig, names: list[str]) -> None:
     for path in there:
         if path.rpartition("/")[2] not in files:
             index.fs.rm(path)
-    for name in sorted(file.removesuffix(".parquet") for file in lost):
-        table = root.read_table(table_file("duplicates", name), ["uid", "is_survivor"])
-        write_index(config, name, table.filter(table["is_survivor"])["uid"])
+    if lost:
+        _make_again(config, sorted(file.removesuffix(".parquet") for file in lost), pool())
     rows = manifest(root, "duplicates")["counts"].get("survivors", 0)
     entry = {"files": files, "rows": rows, "models": _model(config), "made_from": made_from}
     index.write(f"{own}/{PUBLISHED}", json.dumps(entry, indent=1).encode())
+
+
+def _make_again(config: CurationConfig, names: list[str], pool: Any) -> None:
+    with Progress("dedup.index", len(names), 0) as progress:
+        for rows in pool.map(_write_again, [(config, name) for name in names]):
+            progress.advance(rows)
+            heed_ctrl_c()
+
+
+def _write_again(config: CurationConfig, fragment: str) -> int:
+    """Write a fragment's survivors as the table has them; return their number."""
+    table = Root(config.root).read_table(table_file("duplicates", fragment), ["uid", "is_survivor"])
+    survivors = table.filter(table["is_survivor"])["uid"]
+    write_index(config, fragment, survivors)
+    return len(survivors)

@@ -48,6 +48,7 @@ WRITTEN = ("uid", "source", "sha256", "height_px", "width_px", "caption_clean", 
 """What a shard is made from, apart from where the original lies."""
 PLANNING = ("resolution_px", "multiple_px", "max_enlargement", "small_images", "samples_per_shard", "val_fraction")
 """Settings that say which shard a sample goes to; the others say how it is written."""
+FACES = ("face_detector", "min_face_share")
 TOO_SMALL = "too_small_for_any_bucket"
 READS_AHEAD = 8
 
@@ -55,6 +56,7 @@ READS_AHEAD = 8
 def export(runner: Runner) -> list[Report]:
     """Plan the shards, then write each one whose samples have changed."""
     config = runner.config
+    check_faces(config)
     made_from = [fragments(runner.root, table) for table in ("samples", "features", "captions", "scores", "selection")]
     planning = {name: getattr(config.export, name) for name in PLANNING}
     plan = Step(table="plan", settings=planning, build=_build_plan)
@@ -65,11 +67,17 @@ def export(runner: Runner) -> list[Report]:
         for name in fragments(runner.root, "plan")
         for row in runner.root.read_table(table_file("plan", name)).to_pylist()
     ]
-    settings = shaping(config.export, *PLANNING) | {"max_megapixels": config.embed.max_megapixels}
-    check_faces(config)
-    step = Step(table="shards", settings=settings, build=_build, models=_models(config.export))
+    step = Step(table="shards", settings=_writing(config), build=_build, models=_models(config.export))
     written = runner.run(step, shards)
     return [planned, written]
+
+
+def _writing(config: CurationConfig) -> dict[str, Any]:
+    """Return what says how a shard is written: of faces and their detector only where they are looked for."""
+    unused = () if config.export.faces == "blur" else FACES
+    said = shaping(config.export, *PLANNING, *unused) | {"max_megapixels": config.embed.max_megapixels}
+    models = _models(config.export)
+    return said | {"models": models} if models else said
 
 
 def _models(config: ExportConfig) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from curate.config import CurationConfig, DumpSource
 from curate.dump import entries
 from curate.dump.kinds import Part, dump_parts, list_part, num_samples, read_listing
 from curate.sample import sample_uid
+from curate.takedown import among
 from pipelines.runner import Fragment, Made, Step, say
 from pipelines.store import Root, made_as, manifest, parquet_bytes, scratch_file, table_file
 
@@ -81,22 +82,32 @@ def dumped(root: Root, source: DumpSource, chunk: str) -> Iterator[tuple[dict[st
 
 def gone_from_listing(root: Root, file: str, uids: frozenset[str]) -> pa.Array:
     """Return which rows of a listing are these samples; captions that lie beside the images are those of samples."""
-    listing, chunk = root.read_table(file), file.removeprefix(LISTINGS).removesuffix(".parquet")
-    gone: list[dict[str, Any]] = []
-    if listing.schema.names == entries.SCHEMA.names and root.exists(table_file("samples", chunk)):
-        samples = root.read_table(table_file("samples", chunk), ["uid", "source", "caption"])
-        gone = samples.filter(pc.is_in(samples["uid"], value_set=pa.array(sorted(uids), pa.string()))).to_pylist()
-    if not gone:
-        return pa.repeat(False, len(listing))
-    source, beside = gone[0]["source"], {row["caption"] for row in gone}
+    if root.column_names(file) != entries.SCHEMA.names:
+        return pa.array([], pa.bool_())
+    chunk, listing = file.removeprefix(LISTINGS).removesuffix(".parquet"), root.read_table(file, IDENTITY)
+    part = root.read_table(table_file("listings", chunk.rpartition("-")[0]), ["source"])
+    source = part["source"][0].as_py()
+    has_beside = pc.or_(pc.is_valid(listing["text"]), pc.is_valid(listing["record"])).to_pylist()
+    beside = _captions_of(root, chunk, uids) if any(has_beside) else set()
 
-    def goes(entry: entries.Entry) -> bool:
-        captions = beside if entry.text or entry.record else {entry.caption}
-        return any(sample_uid(source, entry.key, caption) in uids for caption in captions)
+    def goes(key: bytes, captions: Iterable[str | None]) -> bool:
+        name = key.decode("utf-8", "surrogatepass")
+        return any(sample_uid(source, name, caption) in uids for caption in captions)
 
-    return pa.array([goes(entry) for entry in entries.from_table(listing)], pa.bool_())
+    said = zip(listing["key"].to_pylist(), listing["caption"].to_pylist(), has_beside, strict=True)
+    return pa.array([goes(key, beside if aside else (caption,)) for key, caption, aside in said], pa.bool_())
 
 
+def _captions_of(root: Root, chunk: str, uids: frozenset[str]) -> set[str | None]:
+    """Return the captions of these samples of a chunk, as far as they are there."""
+    if not root.exists(table_file("samples", chunk)):
+        return set()
+    samples = root.read_table(table_file("samples", chunk), ["uid", "caption"])
+    return set(samples["caption"].filter(among(samples["uid"], uids)).to_pylist())
+
+
+IDENTITY = ("key", "caption", "text", "record")
+"""Columns of a listing that tell which samples its rows are."""
 LISTINGS, VERSIONS = "raw/listings/", ".versions"
 
 

@@ -161,6 +161,11 @@ class Runner:
             self._ray = _start_ray(self.config)
         return self._ray
 
+    def pool(self) -> Pool:
+        """Return what spreads tasks from here, as a step that `spreads` does from its own."""
+        self.ray()
+        return Pool(self.config.ray.max_tasks)
+
     @contextmanager
     def shared(self, kind: Callable[..., Any], method: str, *arguments: Any) -> Iterator[Shared]:
         """Keep one object, made by kind(*arguments), of which every process of the run can call a method."""
@@ -224,7 +229,7 @@ class _Kept:
 
 
 class Pool:
-    """Spreads the tasks of one fragment over the cluster, from inside the task that makes it."""
+    """Spreads tasks over the cluster, from inside the task that makes one fragment or from the driver."""
 
     def __init__(self, max_tasks: int | None) -> None:
         import ray

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 from curate.bad_input import BadInput
 from curate.config import CurationConfig
-from curate.takedown import TakenDown, asked_for
+from curate.takedown import TakenDown, among, asked_for
 from curate.tar import TarShard, index_tar
 from pipelines.command import one_line, read_curation
 from pipelines.dedup_index import remove_from_entry
@@ -90,8 +90,8 @@ def _duplicates(root: Root, uids: frozenset[str]) -> frozenset[str]:
     files = [file for said in manifest(root, "duplicates")["fragments"].values() for file in said["files"]]
     tables = [root.read_table(file, ["uid", "cluster_id"]) for file in files]
     whole = pa.concat_tables(tables)
-    clusters = set(whole["cluster_id"].filter(_in(whole["uid"], uids)).drop_null().to_pylist()) | uids
-    return frozenset(whole["uid"].filter(_in(whole["cluster_id"], frozenset(clusters))).to_pylist())
+    clusters = set(whole["cluster_id"].filter(among(whole["uid"], uids)).drop_null().to_pylist()) | uids
+    return frozenset(whole["uid"].filter(among(whole["cluster_id"], frozenset(clusters))).to_pylist())
 
 
 def _clean_table(root: Root, table: str, uids: frozenset[str]) -> Iterator[str]:
@@ -99,17 +99,13 @@ def _clean_table(root: Root, table: str, uids: frozenset[str]) -> Iterator[str]:
     for fragment in manifest(root, table)["fragments"]:
         receipt = read_receipt(root, table, fragment)
         assert receipt is not None, f"{table}/{fragment}: the table names it, and it has no receipt"
-        hit = [file for file in sorted(receipt.files) if _holds(root, file, uids)]
+        rows = {file: _gone(root, file, uids) for file in sorted(receipt.files) if file.endswith(".parquet")}
+        hit = {file: gone for file, gone in rows.items() if pc.any(gone).as_py()}
         if hit or half_done == {"table": table, "fragment": fragment}:
             root.write_json(OPEN, {"table": table, "fragment": fragment})
             yield from _clean_fragment(root, table, receipt, hit, uids)
             amend(root, table, receipt)
             root.remove(OPEN)
-
-
-def _holds(root: Root, file: str, uids: frozenset[str]) -> bool:
-    """Return whether a parquet file has rows of any of these."""
-    return file.endswith(".parquet") and bool(pc.any(_gone(root, file, uids)).as_py())
 
 
 def _gone(root: Root, file: str, uids: frozenset[str]) -> pa.Array | pa.ChunkedArray:
@@ -118,13 +114,18 @@ def _gone(root: Root, file: str, uids: frozenset[str]) -> pa.Array | pa.ChunkedA
         return gone_from_listing(root, file, uids)
     if "uid" not in root.column_names(file):
         return pa.array([], pa.bool_())
-    return _in(root.read_table(file, ["uid"])["uid"], uids)
+    return among(root.read_table(file, ["uid"])["uid"], uids)
 
 
-def _clean_fragment(root: Root, table: str, receipt: Receipt, hit: list[str], uids: frozenset[str]) -> Iterator[str]:
-    """Rewrite the tars and then the tables of a fragment; what is done already is done again, to the same end."""
-    for file in hit:
-        rows, gone = root.read_table(file), _gone(root, file, uids)
+def _clean_fragment(
+    root: Root, table: str, receipt: Receipt, hit: Mapping[str, Any], uids: frozenset[str]
+) -> Iterator[str]:
+    """Rewrite the tars and then the tables of a fragment; what is done already is done again, to the same end.
+
+    `hit` has by file which of its rows go.
+    """
+    for file, gone in hit.items():
+        rows = root.read_table(file)
         shards = set(rows["shard"].filter(gone).drop_null().to_pylist()) if "shard" in rows.column_names else set()
         offsets: dict[str, int] = {}
         for shard in sorted(shards & receipt.files.keys()):
@@ -195,10 +196,6 @@ def _count_latents(root: Root) -> None:
     said = root.read_json("latents/run.json")
     if said is not None and root.exists("tables/latents/_run.json"):
         root.write_json("latents/run.json", said | {"rows": manifest(root, "latents")["rows"]})
-
-
-def _in(column: pa.ChunkedArray, uids: frozenset[str]) -> pa.ChunkedArray:
-    return pc.is_in(column, value_set=pa.array(sorted(uids), pa.string()))
 
 
 def main() -> None:

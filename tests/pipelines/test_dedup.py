@@ -179,7 +179,7 @@ def published(config) -> dict[str, dict[str, Any]]:
     receipt = commit(root, "duplicates", name, "tested", files, len(found), {})
     counts = {"survivors": sum(one["is_survivor"] for one in found.values())}
     publish(root, "duplicates", [receipt], {"counts": counts})
-    publish_entry(config, ["crawl-00000"])
+    publish_entry(config, ["crawl-00000"], PlainPool)
     return found
 
 
@@ -202,16 +202,18 @@ def test_a_second_crawl_is_compared_with_the_first_and_not_the_other_way_round(t
     assert published(one) == before
 
 
-def test_a_lost_index_is_made_again(tmp_path):
+def test_a_lost_index_is_made_again(tmp_path, capsys):
     index = {"index": str(tmp_path / "index"), **SEMANTIC}
     one, two = (write_tables(tmp_path / name, [random_rows(1, 60)], **index) for name in "ab")
     published(one)
     expected = run(two)
+    capsys.readouterr()
     assert sum(each["survivor_uid"] is not None for each in expected.values()) > 20
     for lost in ("*/*.parquet", "*"):
         for path in (tmp_path / "index").glob(lost):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        publish_entry(one, ["crawl-00000"])
+        publish_entry(one, ["crawl-00000"], PlainPool)
+        assert "dedup.index    1/1 fragments, 1 made" in capsys.readouterr().err
         assert run(two) == expected
 
 

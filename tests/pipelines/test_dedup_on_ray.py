@@ -1,4 +1,4 @@
-"""Dedup on a Ray cluster of two nodes, with a worker killed on the way, equals dedup in one process."""
+"""Dedup on a Ray cluster of two nodes, a worker killed or files of its index lost, equals dedup in one process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 ON_TWO_NODES = """
 import json, os, sys
+from pathlib import Path
 sys.path.insert(0, os.environ["PROJECT"])
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -36,6 +37,11 @@ with Runner(config) as runner:
     nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     assert len(nodes) == 2, nodes
     report = dedup(runner)[0]
+    entry = {path: path.read_bytes() for path in Path(settings["index"]).glob("*/*.parquet")}
+    for path in entry:
+        path.unlink()
+    assert dedup(runner)[0].made == 0
+    assert len(entry) == 2 and {path: path.read_bytes() for path in entry} == entry
 print(json.dumps({"made": report.made, "counts": report.counts}))
 cluster.shutdown()
 """
@@ -62,7 +68,12 @@ if any(part.endswith("default_worker.py") for part in sys.orig_argv):
 def test_two_nodes_and_killed_workers_give_the_same_rows(tmp_path):
     rows = random_rows(5, 200)
     parts = [rows[:90], rows[90:]]
-    settings = SEMANTIC | {"rows_per_block": 70, "rows_per_group": 100, "max_pairs": 40}
+    settings = SEMANTIC | {
+        "rows_per_block": 70,
+        "rows_per_group": 100,
+        "max_pairs": 40,
+        "index": str(tmp_path / "index"),
+    }
     expected = run(write_tables(tmp_path / "alone", parts, **SEMANTIC))
     config = write_tables(tmp_path / "spread", parts, **settings)
     script = tmp_path / "two_nodes.py"

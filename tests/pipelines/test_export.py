@@ -26,13 +26,16 @@ from curate.buckets import ladder
 from curate.config import CurationConfig, DedupConfig, DumpSource, EncodeConfig, ExportConfig
 from curate.takedown import TakenDown, asked_for
 from curate.tar import TarShard
+from curate.weights import MissingWeights, registered
 from pipelines import encode, export, ingest, takedown
 from pipelines.dashboard_server.index import Index
-from pipelines.dedup_index import own_entry, write_index
+from pipelines.dedup_index import earlier_entries, own_entry, publish_entry, read_index
+from pipelines.runner import Runner
 from pipelines.selection import _aligned, domains
-from pipelines.store import Root, commit, fragments, publish, table_file
+from pipelines.store import Root, commit, digest, fragments, manifest, publish, table_file
 from pipelines.taken_down import read_taken_down
 from tests.conftest import encoded, picture
+from tests.pipelines.dedup_corpus import PlainPool
 from tests.pipelines.small_run import origin, run, settings, write_sources
 from train.autoencoder import fingerprint
 
@@ -411,19 +414,70 @@ def test_bytes_from_a_url_that_was_taken_down_are_not_stored():
             assert status == "ok" or found["final_url"] is None
 
 
-def test_an_index_of_corpora_lets_go_of_it(curated, tmp_path):
-    folder, index = copy_of(curated, tmp_path), Root(str(tmp_path / "index"))
-    config = CurationConfig(root=str(folder / "out"), dedup=DedupConfig(index=index.url, semantic_eps=None))
-    survivors = table(curated, "duplicates").query("is_survivor").uid
-    for name in fragments(Root(config.root), "samples"):
-        write_index(config, name, pa.chunked_array([pa.array(survivors)]))
-    own = tmp_path / "index" / own_entry(config)
+def in_index(folder: Path, recorded: bool) -> tuple[CurationConfig, Path]:
+    """Publish the run's survivors in an index, as dedup does; returns the settings and the entry's folder."""
+    dedup = DedupConfig(index=str(folder / "index"), semantic_eps=None)
+    config = CurationConfig(root=str(folder / "out"), dedup=dedup)
+    root = Root(config.root)
+    if recorded:
+        ran = manifest(root, "duplicates")
+        settings = ran["settings"] | {"index": dedup.index}
+        root.write_json("tables/duplicates/_run.json", ran | {"settings": settings})
+    publish_entry(config, list(fragments(root, "features")), PlainPool)
+    return config, folder / "index" / own_entry(config)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_index_of_corpora_lets_go_of_it(curated, tmp_path, recorded):
+    """It is found by what dedup recorded, or by the settings; to corpora that come after, the entry stays the same."""
+    config, own = in_index(copy_of(curated, tmp_path), recorded)
+    later = CurationConfig(root=str(tmp_path / "later"), dedup=config.dedup)
+    entries, said = earlier_entries(later), (own / "_entry.json").read_bytes()
     before = pd.read_parquet(own).set_index("uid").drop(columns=["embedding", "phash64_turned"])
+    assert set(before.index) == set(table(curated, "duplicates").query("is_survivor").uid)
     uid = before.index[0]
-    told = list(takedown.take_down(config, asked_for([uid]), with_duplicates=False))
+    asking = CurationConfig(root=config.root) if recorded else config
+    told = list(takedown.take_down(asking, asked_for([uid]), with_duplicates=False))
     assert f"dedup.index, {own.name}/" in told[0] and told[0].endswith(": 1 rows")
     after = pd.read_parquet(own).set_index("uid").drop(columns=["embedding", "phash64_turned"])
     pd.testing.assert_frame_equal(after, before.drop(index=uid))
+    assert (own / "_entry.json").read_bytes() == said
+    assert earlier_entries(later) == entries and len(entries) == 1
+    kept = [kept for file in entries[0].files for kept in read_index(file, ["uid"])["uid"].to_pylist()]
+    assert sorted(kept) == sorted(after.index)
+    publish_entry(config, list(fragments(Root(config.root), "features")), PlainPool)
+    assert uid not in set(pd.read_parquet(own).uid)
+
+
+def test_an_entry_that_is_nowhere_is_told(curated, tmp_path, capsys):
+    config, own = in_index(copy_of(curated, tmp_path), recorded=True)
+    uid = pd.read_parquet(own).uid[0]
+    own.parent.rename(tmp_path / "moved")
+    list(takedown.take_down(config, asked_for([uid]), with_duplicates=False))
+    told = capsys.readouterr().err
+    assert f"warning: corpus_id.json tells of an entry in dedup.index, and {own.parent} has none" in told
+    moved = replace(config, dedup=replace(config.dedup, index=str(tmp_path / "moved")))
+    assert "dedup.index, " in list(takedown.take_down(moved, TakenDown(), with_duplicates=False))[0]
+    assert capsys.readouterr().err == ""
+
+
+def test_settings_of_faces_shape_shards_only_where_faces_are_blurred(monkeypatch):
+    def key(**said: object) -> str:
+        return digest(export._writing(CurationConfig(root="", export=ExportConfig(**said))))
+
+    assert key() == key(face_detector="yunet", min_face_share=0.5)
+    blurred = [key(faces="blur", **said) for said in ({}, {"min_face_share": 0.5}, {"face_detector": "yunet"})]
+    changed = replace(registered("face_yunet"), sha256="0" * 64)
+    monkeypatch.setattr(export, "registered", {"face_yunet": changed}.__getitem__)
+    assert key(faces="blur") == blurred[0]
+    assert len({key(), *blurred, key(faces="blur", face_detector="yunet")}) == 5
+
+
+def test_missing_weights_are_told_before_the_plan(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_WEIGHTS", str(tmp_path))
+    config = CurationConfig(root=str(tmp_path), export=ExportConfig(faces="blur", face_detector="yunet"))
+    with pytest.raises(MissingWeights, match="face_yunet"):
+        export.export(Runner(config))
 
 
 @pytest.mark.parametrize(

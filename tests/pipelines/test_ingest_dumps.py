@@ -15,9 +15,11 @@ import pandas as pd
 import pytest
 
 from curate.config import CurationConfig, DumpSource, IngestConfig
+from curate.takedown import TakenDown, asked_for
 from pipelines.ingest import ingest
 from pipelines.runner import Fragment, Report, Runner, Step, make_fragment
 from pipelines.store import Receipt, Root
+from pipelines.takedown import take_down
 from tests.conftest import encoded, picture
 from tests.curate.dump_files import image_table, parquet_of, saved_to_disk, tar_of, write_folder, zip_of
 
@@ -259,3 +261,34 @@ def test_a_large_archive_is_read_piece_by_piece(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "open", counted)
     bring_in(config)
     assert sum(reads) == 7 * len(PICTURES["0.jpg"])
+
+
+def listed(root: Path) -> set[str]:
+    """Return the paths that the listings name."""
+    store, files = Root(str(root)), sorted((root / "raw" / "listings").glob("*.parquet"))
+    tables = [store.read_table(f"raw/listings/{file.name}", ["key"]) for file in files]
+    return {key.decode() for table in tables for key in table["key"].to_pylist()}
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagefolder"])
+def test_a_takedown_reaches_the_listing(tmp_path, kind):
+    config = config_of(write_folder(tmp_path / "dump", KINDS[kind]), tmp_path / "out")
+    bring_in(config)
+    uid = samples_of(tmp_path / "out").set_index("url").uid["4.jpg"]
+    assert listed(tmp_path / "out") == PICTURES.keys()
+    list(take_down(config, asked_for([uid]), with_duplicates=False))
+    assert listed(tmp_path / "out") == PICTURES.keys() - {"4.jpg"}
+
+
+def test_a_takedown_that_is_run_again_reaches_a_listing_made_anew(tmp_path):
+    folder = write_folder(tmp_path / "dump", KINDS["imagefolder"])
+    config = config_of(folder, tmp_path / "out")
+    bring_in(config)
+    uid = samples_of(tmp_path / "out").set_index("url").uid["4.jpg"]
+    list(take_down(config, asked_for([uid]), with_duplicates=False))
+    write_folder(folder, {"9.jpg": PICTURES["0.jpg"]})
+    bring_in(config)
+    assert "4.jpg" in listed(tmp_path / "out") and uid not in set(samples_of(tmp_path / "out").uid)
+    list(take_down(config, TakenDown(), with_duplicates=False))
+    assert listed(tmp_path / "out") == PICTURES.keys() - {"4.jpg"} | {"9.jpg"}
+    assert {name: report.made for name, report in bring_in(config).items()} == {"listings": 0, "samples": 0}
