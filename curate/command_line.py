@@ -17,6 +17,8 @@ EXIT_CODES = "exit codes: 0 done, 1 failed or found something wrong, 2 bad input
 
 MENDABLE = (BadInput, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 """Errors that are the input's, not the program's: told in one line."""
+OBJECT_STORE = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "EndpointConnectionError"}
+"""So are these of botocore, by name: its import takes longer than a command's help."""
 
 
 def stop(prog: str, message: str, code: int = BAD) -> NoReturn:
@@ -51,10 +53,14 @@ class told_in_one_line:
         if isinstance(error, KeyboardInterrupt):
             stop(self._prog, f"stopped; {self._go_on}", INTERRUPTED)
         cause = root_cause(error)
-        if isinstance(cause, self._mendable):
+        if isinstance(cause, self._mendable) or (_is_botocores(cause) and type(cause).__name__ in OBJECT_STORE):
             if "--debug" in sys.argv:
                 traceback.print_exception(kind, error, trace)
             stop(self._prog, str(cause))
+
+
+def _is_botocores(error: Any) -> bool:
+    return type(error).__module__ == "botocore.exceptions"
 
 
 _ARRIVED = threading.Event()

@@ -36,6 +36,11 @@ def test_bad_input_is_one_line_and_2():
     assert (done.returncode, done.stderr) == (2, "x: steps = 0:; must be 1 or more\n")
 
 
+def test_an_object_store_without_credentials_is_one_line():
+    done = run("__import__('botocore.exceptions').exceptions.NoCredentialsError()")
+    assert (done.returncode, done.stderr) == (2, "x: Unable to locate credentials\n")
+
+
 def test_debug_shows_the_traceback_first():
     done = run("BadInput('steps = 0')", "--debug")
     assert done.returncode == 2
