@@ -6,6 +6,8 @@ part with the fp32 master and both moments. That partition is what checkpoints a
 
 from __future__ import annotations
 
+import itertools
+import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +60,7 @@ class Engine:
         self.zero = self.engine.optimizer
         assert len(_masters(self.zero)) == 1, "one parameter group is one flat vector"
         if config.zero.stage == 1 and config.precision == "bf16":
-            assert self.zero.fp32_groups_actual_gradients_flat and callable(self.zero.get_grads_for_norm)
-            self.zero.get_grads_for_norm = self._whole_gradient
+            self._take_over_gradients()
 
     @property
     def unet(self) -> nn.Module:
@@ -119,16 +120,54 @@ class Engine:
         return whole
 
     def close(self) -> None:
-        """Let go of the network: hooks, buffers, and what else DeepSpeed hung on it."""
+        """Let go of the network: hooks, buffers, and what else DeepSpeed hung on it, the optimiser among it."""
         self.engine.destroy()
+        for parameter in self.unet.parameters():
+            vars(parameter).clear()
 
-    def _whole_gradient(self, for_clipping: bool = False) -> Any:
-        """Take the place of ZeRO-1's own list of gradients, one for each parameter.
+    def _take_over_gradients(self) -> None:
+        """Put methods in the place of those with which ZeRO-1 in bf16 handles gradients one by one, some 1,700 of them.
 
-        They lie in one flat vector: its norm and its clipping are a kernel each, not thousands.
+        They lie in one flat vector, so it is reduced where it lies, its norm and its clipping are a kernel each, and
+        the gradients of a pass are added to it all at once.
         """
+        names = ("update_hp_grads", "clear_hp_grads", "get_grads_for_reduction", "get_grads_for_norm")
+        assert self.zero.fp32_groups_actual_gradients_flat and not self.zero.immediate_grad_update
+        assert all(callable(getattr(self.zero, name)) for name in names)
+        own = self._add_gradients, self._forget_gradients, self._whole_gradient, self._whole_gradient
+        for name, method in zip(names, own, strict=True):
+            setattr(self.zero, name, method)
+
+    @torch.no_grad()
+    def _add_gradients(self, clear_lp_grads: bool = False) -> None:
+        """Add a pass's gradients to the step's; the first are copied, so nothing has to be zeroed before."""
+        (parameters,), (totals,) = self.zero.bf16_groups, self.zero.fp32_groups_gradients
+        (present,) = self.zero.fp32_groups_has_gradients
+        reached = [number for number, parameter in enumerate(parameters) if parameter.grad is not None]
+        for add, into in ((False, torch._foreach_copy_), (True, torch._foreach_add_)):
+            chosen = [number for number in reached if present[number] == add]
+            found = [parameters[number].grad.view(totals[number].shape) for number in chosen]
+            if chosen:
+                into([totals[number] for number in chosen], found)
+        for number in reached:
+            parameters[number].grad, present[number] = None, True
+
+    def _forget_gradients(self) -> None:
+        self.zero.fp32_groups_has_gradients = [[False] * len(group) for group in self.zero.fp32_groups_gradients]
+
+    @torch.no_grad()
+    def _whole_gradient(self, for_clipping: bool = False) -> Any:
+        """Return the flat gradient in the shape in which ZeRO asks; clip it here, by a number and not by a tensor."""
         whole = list(self.zero.fp32_groups_actual_gradients_flat)
-        return whole if for_clipping else (whole, {})
+        if for_clipping:
+            share = self.zero.clip_grad / (float(self.zero._global_grad_norm) + 1e-6)
+            if share < 1.0:
+                torch._foreach_mul_(whole, share)
+            return []
+        (totals,), (present,) = self.zero.fp32_groups_gradients, self.zero.fp32_groups_has_gradients
+        for number in itertools.compress(range(len(totals)), map(operator.not_, present)):
+            totals[number].zero_()  # no pass reached this parameter
+        return whole, {}
 
     @torch.no_grad()
     def _show(self, part: torch.Tensor) -> None:

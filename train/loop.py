@@ -86,7 +86,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     # Network, optimiser, averaged weights
     unet = build_unet(config).train()
     num_parameters = count_parameters(unet.parameters())
-    apply_switches(unet, config.speed, world.device, num_buckets=order.num_buckets)
+    apply_switches(unet, config.speed, world.device)
     engine = Engine(config, unet, world)
     ema = Ema(engine.master, config.ema_decay)
     objective = Objective(config, frozen, functools.partial(predict, engine.engine, engine.dtype))
@@ -130,15 +130,16 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             if not stop_requested():
                 micro_batches.prepare(clock)  # while a GPU computes
 
+        # What all ranks must know: the loss, and whether one of them was asked to stop or could not write. It waits
+        # for the gradients, as the optimiser would, and not for what follows
+        mean_loss, stopped = _share(torch.stack(losses).mean(), stop_requested() or writer.failed, world)
+
         # Optimiser and averaged weights
         lr = learning_rate(config.optimizer, step, config.steps)
         stepped = engine.step(lr)
         if stepped.applied:
             ema.update(engine.master)
         step += 1
-
-        # What all ranks must know: the loss, and whether one of them was asked to stop or could not write
-        mean_loss, stopped = _share(torch.stack(losses).mean(), stop_requested() or writer.failed, world)
         if not (stepped.applied and math.isfinite(mean_loss)):
             writer.finish()  # the run may end here, or go back to what is being written
             said = f"loss {mean_loss}, gradient norm {stepped.grad_norm}; weights untouched"
@@ -146,7 +147,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             if back_to is not None:
                 saved, step = back_to, checkpoint.read_state(back_to).step
                 micro_batches.close()
-                del inputs  # a view of the loader's memory
+                del inputs
                 micro_batches = LookAhead(loader.micro_batches(step, recovery.left_out), objective.inputs)
                 clock = Clock(step, config)
                 continue

@@ -71,20 +71,25 @@ class Frozen:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the networks are given for a micro-batch, on this rank's device."""
+    """What the U-Net is asked for a micro-batch and what it should answer, on this rank's device."""
 
     step: int
     """Global batch that it is a part of."""
     uids: tuple[str, ...]
     """Samples."""
-    arrays_BCHW: torch.Tensor
-    """Posterior moments, or pictures as uint8."""
+    noisy_BCHW: torch.Tensor
+    """Noisy latents."""
+    timesteps_B: torch.Tensor
+    text_BLD: torch.Tensor
+    """Every token of the captions."""
+    pooled_BD: torch.Tensor
+    """Each caption as a whole."""
     time_ids_BT: torch.Tensor
     """Micro-conditioning, fp32."""
-    tokens: tuple[torch.Tensor, ...]
-    """Tokens of the captions for each text tower, shape (B, 77)."""
-    draws: Draws
-    """What chance decides."""
+    target_BCHW: torch.Tensor
+    """What the prediction should be."""
+    weights_B: torch.Tensor
+    """Each sample's weight in the loss."""
 
 
 class Objective:
@@ -104,35 +109,43 @@ class Objective:
     def inputs(self, batch: Batch, draws: Draws | None = None) -> Inputs:
         """Return what a loss needs, with the batch's own draws unless others are given.
 
-        All that the CPU has to compute for a step is done here, and copies to a GPU are queued, not waited for.
+        All that a step computes beside the U-Net is done here; what a GPU does of it is queued, not waited for.
         """
-        device, draws = self._frozen.device, draws or self.draws(batch)
-        zeroed = self._config.objective.dropped_text == "zeros"
-        emptied_B = draws.emptied_B if zeroed else draws.emptied_B | draws.dropped_B
-        captions = ["" if empty else text for text, empty in zip(batch.captions, emptied_B.tolist(), strict=True)]
-        sent = {field.name: _send(getattr(draws, field.name), device) for field in fields(draws)}
+        objective, device, alphas_cumprod_T = self._config.objective, self._frozen.device, self._alphas_cumprod_T
+        on_cpu = draws or self.draws(batch)
+        draws = Draws(**{field.name: _send(getattr(on_cpu, field.name), device) for field in fields(on_cpu)})
+        latents_BCHW = sample_latents(
+            self._frozen.moments(_send(batch.arrays_BCHW, device)), draws.posterior_BCHW, self._frozen.scaling_factor
+        )
+        noise_BCHW, timesteps_B = draws.noise_BCHW, draws.timesteps_B
+        text_BLD, pooled_BD = self._text(batch, on_cpu, draws)
         return Inputs(
             step=batch.step,
             uids=batch.uids,
-            arrays_BCHW=_send(batch.arrays_BCHW, device),
+            noisy_BCHW=add_noise(latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T),
+            timesteps_B=timesteps_B,
+            text_BLD=text_BLD,
+            pooled_BD=pooled_BD,
             time_ids_BT=_send(batch.time_ids_BT, device),
-            tokens=tuple(_send(tokens_BL, device) for tokens_BL in self._frozen.text.tokenize(captions)),
-            draws=Draws(**sent),
+            target_BCHW=target(objective, latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T),
+            weights_B=loss_weights(objective, timesteps_B, alphas_cumprod_T),
         )
 
     def losses(self, inputs: Inputs) -> torch.Tensor:
         """Return each sample's loss, shape (B,)."""
-        objective, draws, alphas_cumprod_T = self._config.objective, inputs.draws, self._alphas_cumprod_T
-        noise_BCHW, timesteps_B = draws.noise_BCHW, draws.timesteps_B
-        moments_BCHW = self._frozen.moments(inputs.arrays_BCHW)
-        latents_BCHW = sample_latents(moments_BCHW, draws.posterior_BCHW, self._frozen.scaling_factor)
-        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
-        text_BLD, pooled_BD = self._frozen.text.encode(inputs.tokens)
-        if objective.dropped_text == "zeros":
-            text_BLD, pooled_BD = drop_text(text_BLD, pooled_BD, draws.dropped_B)
-        prediction_BCHW = self.predict(noisy_BCHW, timesteps_B, text_BLD, pooled_BD, inputs.time_ids_BT)
-        target_BCHW = target(objective, latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
-        return squared_error(prediction_BCHW, target_BCHW) * loss_weights(objective, timesteps_B, alphas_cumprod_T)
+        prediction_BCHW = self.predict(
+            inputs.noisy_BCHW, inputs.timesteps_B, inputs.text_BLD, inputs.pooled_BD, inputs.time_ids_BT
+        )
+        return squared_error(prediction_BCHW, inputs.target_BCHW) * inputs.weights_B
+
+    def _text(self, batch: Batch, on_cpu: Draws, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the captions' conditioning, (B, L, D) and (B, D); some lose it, as the draws say."""
+        zeroed = self._config.objective.dropped_text == "zeros"
+        emptied_B = on_cpu.emptied_B if zeroed else on_cpu.emptied_B | on_cpu.dropped_B
+        captions = ["" if empty else text for text, empty in zip(batch.captions, emptied_B.tolist(), strict=True)]
+        tokens = [_send(tokens_BL, self._frozen.device) for tokens_BL in self._frozen.text.tokenize(captions)]
+        text_BLD, pooled_BD = self._frozen.text.encode(tokens)
+        return drop_text(text_BLD, pooled_BD, draws.dropped_B) if zeroed else (text_BLD, pooled_BD)
 
 
 def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

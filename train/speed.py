@@ -38,7 +38,8 @@ class SpeedConfig:
     """Compile each transformer block and each res-block with torch.compile: short compilations that all blocks of a
     shape share. The second latent shape makes sizes symbolic, so aspect buckets do not compile again."""
     cuda_graphs: bool = False
-    """Replay the compiled blocks as CUDA graphs. Needs a GPU, `compile`, one aspect bucket, and no recomputation."""
+    """Replay the network's forward and backward pass as two CUDA graphs for each shape of inputs, captured at its first
+    sight. Needs a GPU; holds one more copy of the gradients."""
     channels_last: bool = False
     """Hold activations as NHWC, the layout of the tensor cores' convolutions; strides are checked at the start."""
     attention: Attention = "auto"
@@ -46,14 +47,12 @@ class SpeedConfig:
     activation_checkpointing: Recomputed = "none"
     """Blocks that are recomputed in the backward pass: transformer blocks of the widest level (deepest), all of them
     (transformers), or these and the res-blocks (all)."""
-    fused_geglu: bool = False
-    """Compute the transformers' GEGLU, and its gradient, in one kernel each. Needs a GPU."""
+    fused_kernels: bool = False
+    """Compute norms, GEGLU, SiLU, residuals, and the biases beside them, in Triton kernels. Needs a GPU and
+    `channels_last`."""
     fused_adamw: bool = True
     """Update masters and moments in one kernel instead of one for each operation."""
 
     def __post_init__(self) -> None:
-        fix = "they replay compiled blocks: set speed.compile to true"
-        require(self.compile or not self.cuda_graphs, "speed.cuda_graphs", self.cuda_graphs, fix)
-        keeps = self.activation_checkpointing == "none" or not self.cuda_graphs
-        fix = "a recomputed block would overwrite the graph's memory: set speed.activation_checkpointing to none"
-        require(keeps, "speed.cuda_graphs", self.cuda_graphs, fix)
+        fix = "its GroupNorm reads NHWC: set speed.channels_last to true"
+        require(self.channels_last or not self.fused_kernels, "speed.fused_kernels", self.fused_kernels, fix)

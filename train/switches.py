@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from diffusers.models.activations import GEGLU
-from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from curate.bad_input import BadInput
 from curate.config import require
 from train.channels_last import keep_channels_last
+from train.graphs import replay_graphs
 from train.speed import SpeedConfig
 
 TRANSFORMER, TRANSFORMER_BLOCK, RES_BLOCK = "Transformer2DModel", "BasicTransformerBlock", "ResnetBlock2D"
@@ -33,35 +31,32 @@ GRAPHS_OF_A_BLOCK = 200
 """Variants of one block's code (widths, symbolic sizes, training or not) that may be compiled; beyond is an error."""
 
 
-def apply_switches(
-    unet: nn.Module, speed: SpeedConfig, device: torch.device, *, num_buckets: int = 1, backend: str = "inductor"
-) -> None:
-    """Change the U-Net in place; raises ValueError where a switch cannot hold on this device or these data."""
-    check_switches(speed, device, num_buckets)
+def apply_switches(unet: nn.Module, speed: SpeedConfig, device: torch.device, *, backend: str = "inductor") -> None:
+    """Change the U-Net in place; raises ValueError where a switch cannot hold on this device."""
+    check_switches(speed, device)
     if speed.activation_checkpointing != "none":
         recompute(unet, speed.activation_checkpointing)
     if speed.attention != "auto":
         unet.set_attn_processor(ChosenAttention(BACKENDS[speed.attention]))
-    if speed.fused_geglu:
-        fuse_geglu(unet)
     if speed.channels_last:
         keep_channels_last(unet)
+    if speed.fused_kernels:
+        from train.fused.blocks import fuse_blocks  # Triton comes with torch for CUDA only
+
+        fuse_blocks(unet, BACKENDS.get(speed.attention))
     if speed.compile:
-        compile_blocks(unet, backend, cuda_graphs=speed.cuda_graphs)
+        compile_blocks(unet, backend)
+    if speed.cuda_graphs:
+        replay_graphs(unet)
 
 
-def check_switches(speed: SpeedConfig, device: torch.device, num_buckets: int = 1) -> None:
-    """Raise ValueError for what this device, or data of so many aspect buckets, does not allow."""
+def check_switches(speed: SpeedConfig, device: torch.device) -> None:
+    """Raise ValueError for what this device does not allow."""
     on_gpu = device.type == "cuda"
     fits = on_gpu or speed.attention in ("auto", *CPU_BACKENDS)
     require(fits, "speed.attention", speed.attention, f"needs a GPU; a CPU has {', '.join(CPU_BACKENDS)}")
-    require(on_gpu or not speed.cuda_graphs, "speed.cuda_graphs", speed.cuda_graphs, "needs a GPU")
-    require(on_gpu or not speed.fused_geglu, "speed.fused_geglu", speed.fused_geglu, "needs a GPU")
-    if speed.cuda_graphs and num_buckets > 1:
-        raise BadInput(
-            f"speed.cuda_graphs = True: each of the {num_buckets} aspect buckets would keep graphs and memory of its"
-            " own; export one bucket, or set it to false"
-        )
+    for name in ("cuda_graphs", "fused_kernels"):
+        require(on_gpu or not getattr(speed, name), f"speed.{name}", getattr(speed, name), "needs a GPU")
 
 
 def recompute(unet: nn.Module, blocks: str) -> None:
@@ -82,29 +77,19 @@ def _to_recompute(unet: nn.Module, blocks: str) -> Iterator[nn.Module]:
 
 
 def _checkpointed(module: nn.Module, *args: Any) -> Any:
-    return checkpoint(module.__call__, *args, use_reentrant=False)
+    return checkpoint(module.__call__, *args, use_reentrant=False, preserve_rng_state=False)  # no dropout anywhere
 
 
-def fuse_geglu(unet: nn.Module) -> None:
-    """Put the fused kernel in the place of diffusers' GEGLU."""
-    from train.fused_geglu import FusedGeglu
-
-    for module in list(unet.modules()):
-        if isinstance(module, FeedForward) and isinstance(module.net[0], GEGLU):
-            module.net[0] = FusedGeglu(module.net[0].proj)
-
-
-def compile_blocks(unet: nn.Module, backend: str = "inductor", *, cuda_graphs: bool = False) -> None:
+def compile_blocks(unet: nn.Module, backend: str = "inductor") -> None:
     """Compile each transformer block and res-block by itself; blocks of the same shape share the code."""
     torch._dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # never on the slow path without a word
-    mode = {"mode": "reduce-overhead"} if cuda_graphs else {}
     for module in unet.modules():
         if type(module).__name__ in COMPILED:
-            module.compile(backend=backend, fullgraph=True, **mode)
+            module.compile(backend=backend, fullgraph=True)
         elif type(module).__name__ == TRANSFORMER:
             for name in AROUND_THE_BLOCKS:
-                setattr(module, name, torch.compile(getattr(module, name), backend=backend, fullgraph=True, **mode))
+                setattr(module, name, torch.compile(getattr(module, name), backend=backend, fullgraph=True))
 
 
 class ChosenAttention(AttnProcessor2_0):

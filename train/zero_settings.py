@@ -26,7 +26,7 @@ def deepspeed_settings(config: TrainConfig, *, on_gpu: bool) -> dict[str, Any]:
         "bf16": {
             "enabled": config.precision == "bf16",
             "check_grad_overflow": True,
-            "immediate_grad_update": config.zero.stage == 1,  # no second copy of the gradients at the end of a pass
+            "immediate_grad_update": False,  # the engine adds all gradients of a pass at once
         },
         # without it DeepSpeed accumulates in the dtype of the weights, which is bf16
         "data_types": {"grad_accum_dtype": "fp32"},

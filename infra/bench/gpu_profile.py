@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""What a GPU does in one forward and backward pass of the U-Net, kernels by kind, and what it could do at best.
+"""What a GPU does in one step of the U-Net, kernels by kind, and what it could do at best.
 
-    python infra/bench/gpu_profile.py                          ceilings, and the full base at 1024 px with each variant
-    python infra/bench/gpu_profile.py --parts ceilings
-    python infra/bench/gpu_profile.py --micro_batch 16 --variants plain compile+channels_last+fused_geglu --top 40
+    python infra/bench/gpu_profile.py                          all parts, the full base at 1024 px with each variant
+    python infra/bench/gpu_profile.py --parts ceilings fused
+    python infra/bench/gpu_profile.py --parts step --micro_batch 16 --variants channels_last+fused_kernels --top 40
 
 Ceilings are matrix products and convolutions of the sizes that SDXL has, a large copy, and attention by each kernel
-that torch has. The passes have no optimiser and no ZeRO, so that the network alone is seen: `ms` is the time of a
-pass, `busy_ms` what kernels ran of it, and the rest is time in which the GPU waited for the CPU. bf16. One JSON line
-for each; needs a GPU.
+that torch has. `fused` are the fused kernels beside torch's own, and the bandwidth that they reach if every number is
+read and written once. The passes are forward and backward without optimiser and ZeRO, so that the network alone is
+seen; `step` is the engine's whole step. `ms` is the time, `busy_ms` what kernels ran of it, and the rest is time in
+which the GPU waited for the CPU. bf16. One JSON line for each; needs a GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import dataclasses
 import gc
 import itertools
 import json
+import os
 import statistics
 import sys
 from collections import Counter
@@ -31,20 +33,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
 from torch.nn.attention import sdpa_kernel  # noqa: E402
-from train_step import batch_of, timed  # noqa: E402
+from train_step import Step, batch_of, engine_step, network, timed  # noqa: E402
 
 from train.config import BatchConfig, TrainConfig  # noqa: E402
+from train.engine import start_world  # noqa: E402
 from train.flops import peak_flops  # noqa: E402
-from train.model import build_unet, output_layers, predict  # noqa: E402
+from train.fused.geglu import geglu  # noqa: E402
+from train.fused.group_norm import group_norm  # noqa: E402
+from train.fused.layer_norm import add_layer_norm  # noqa: E402
+from train.model import predict  # noqa: E402
 from train.plan.network import count_unet  # noqa: E402
 from train.recipes import RECIPES  # noqa: E402
-from train.speed import SpeedConfig  # noqa: E402
+from train.speed import SpeedConfig, ZeroConfig  # noqa: E402
 from train.switches import BACKENDS, apply_switches  # noqa: E402
 
 BF16 = torch.bfloat16
-VARIANTS = ("plain", "channels_last", "fused_geglu", "compile+channels_last", "compile+channels_last+fused_geglu")
+FUSED = "channels_last+fused_kernels"
+VARIANTS = ("plain", "channels_last", "compile+channels_last", FUSED, f"{FUSED}+cuda_graphs")
+PARTS = ("ceilings", "fused", "passes", "step")
 PRODUCTS_MNK = ((1, 1280, 1280), (1, 10240, 1280), (1, 1280, 5120), (4, 640, 640), (4, 5120, 640), (4, 640, 2560))
 """Products of the transformers; M in units of a sample's 1,024 tokens at the widest level."""
 ATTENTION_HLS = ((10, 4096, 4096), (20, 1024, 1024), (10, 4096, 77), (20, 1024, 77))
@@ -56,7 +63,8 @@ KINDS = {
     "layout": ("nchwtonhwc", "nhwctonchw"),
     "convolution": ("conv", "wgrad", "dgrad", "fprop", "implicit_gemm"),
     "product": ("gemm", "nvjet", "cutlass", "splitk"),
-    "compiled": ("triton", "forward_kernel", "backward_kernel"),
+    "compiled": ("triton",),
+    "fused": ("forward_kernel", "backward_kernel", "moments_kernel", "sums_kernel"),
     "norm": ("norm", "moments", "gammabeta"),
     "copy": ("memcpy", "memset", "cat", "copy"),
     "elementwise": ("elementwise", "reduce"),
@@ -66,7 +74,7 @@ KINDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=("ceilings", "passes"), default=["ceilings", "passes"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--model", choices=sorted(RECIPES), default="base")
     parser.add_argument("--micro_batch", type=int, default=8)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="switches of `speed`, joined by +")
@@ -80,11 +88,13 @@ def main() -> None:
     say("machine", **machine)
     if "ceilings" in args.parts:
         ceilings(args.micro_batch)
-    if "passes" in args.parts:
-        batch = BatchConfig(global_batch=args.micro_batch, micro_batch=args.micro_batch)
-        config = dataclasses.replace(RECIPES[args.model](), batch=batch)
-        for variant in args.variants:
-            passes(config, variant, args.passes, args.top)
+    if "fused" in args.parts:
+        fused(args.micro_batch)
+    batch = BatchConfig(global_batch=args.micro_batch, micro_batch=args.micro_batch)
+    config = dataclasses.replace(RECIPES[args.model](), batch=batch, zero=ZeroConfig(stage=1))
+    for part, variant in itertools.product(("passes", "step"), args.variants):
+        if part in args.parts:
+            profiled(part, dataclasses.replace(config, speed=speed_of(variant)), variant, args.passes, args.top)
 
 
 def say(part: str, **told: Any) -> None:
@@ -144,33 +154,61 @@ def seconds(work: Callable[[], object], calls: int = 20) -> float:
     return statistics.median(times[1:])
 
 
-def passes(config: TrainConfig, variant: str, count: int, top: int) -> None:
-    """Print the time of forward and backward under some switches, and the kernels' times by kind."""
+def fused(micro_batch: int) -> None:
+    """Print forward and backward time of the fused kernels beside torch's, as long as they are on the GPU."""
+    for side, width in ((64, 640), (32, 1280)):
+        hidden, residual = (normal(micro_batch, side**2, width).requires_grad_() for _ in range(2))
+        gain, shift, bias = (normal(width).requires_grad_() for _ in range(3))
+        norm = lambda x, g=gain, s=shift: F.layer_norm(x, g.shape, g, s)  # noqa: E731
+        plain = lambda h=hidden, r=residual, b=bias, n=norm: n(h + b + r)  # noqa: E731
+        own = lambda h=hidden, r=residual, b=bias, g=gain, s=shift: add_layer_norm(h, b, r, g, s, 1e-5)[1]  # noqa: E731
+        beside("add_layer_norm", (side**2, width), plain, own, 7 * hidden.nbytes)
+        projected, both = normal(micro_batch, side**2, 8 * width).requires_grad_(), normal(8 * width).requires_grad_()
+
+        def plain_geglu(projected: torch.Tensor = projected, both: torch.Tensor = both) -> torch.Tensor:
+            value, gate = (projected + both).chunk(2, dim=-1)
+            return value * F.gelu(gate)
+
+        own = lambda p=projected, b=both: geglu(p, b)  # noqa: E731
+        beside("geglu", (side**2, 8 * width), plain_geglu, own, 4 * projected.nbytes)
+    for side, width in ((128, 320), (128, 960), (64, 640), (32, 1280), (32, 2560)):
+        pixels = normal(micro_batch, width, side, side).to(memory_format=torch.channels_last).requires_grad_()
+        offset, gain, shift = (normal(*shape).requires_grad_() for shape in ((micro_batch, width), (width,), (width,)))
+        plain = lambda p=pixels, o=offset, g=gain, s=shift: F.silu(F.group_norm(p + o[:, :, None, None], 32, g, s))  # noqa: E731
+        own = lambda p=pixels, o=offset, g=gain, s=shift: group_norm(p, o, g, s, 32, 1e-5, True)[0]  # noqa: E731
+        beside("group_norm", (width, side, side), plain, own, 8 * pixels.nbytes)
+
+
+def beside(name: str, shape: tuple[int, ...], plain: Step, own: Step, nbytes: int) -> None:
+    """Print the kernels' time of two ways, and the bandwidth of the second if it moved so many bytes."""
+    upstream = torch.randn_like(own())
+    took = {}
+    for way, work in (("plain_ms", plain), ("fused_ms", own)):
+        both = lambda work=work: [work().backward(upstream) for _ in range(5)]  # noqa: E731
+        both()
+        took[way] = busy_ms(list(kernels_of(both))) / 5
+    told = {way: round(each, 3) for way, each in took.items()}
+    say("fused", name=name, shape=shape, **told, tb_per_s=round(nbytes / took["fused_ms"] / 1e9, 2))
+
+
+def speed_of(variant: str) -> SpeedConfig:
+    return SpeedConfig(**({} if variant == "plain" else dict.fromkeys(variant.split("+"), True)))
+
+
+def profiled(part: str, config: TrainConfig, variant: str, count: int, top: int) -> None:
+    """Print the time of the passes, or of a whole step, under some switches, and the kernels' times by kind."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    device = torch.device("cuda")
-    switches = {} if variant == "plain" else dict.fromkeys(variant.split("+"), True)
-    with device:
-        unet = build_unet(config).train()
-        for layer in output_layers(unet):  # zeros are quicker to multiply than a trained network's numbers
-            nn.init.normal_(layer.weight, std=0.02)
-    unet.to(BF16)
-    apply_switches(unet, SpeedConfig(**switches), device)
     side = config.unet.sample_size
-    batch = batch_of(config, (side, side), device)
-    target_BCHW = batch.pop("target_BCHW")
-
-    def one() -> None:
-        (predict(unet, BF16, **batch) - target_BCHW).square().mean().backward()
-        unet.zero_grad(set_to_none=True)
-
+    one, close = {"passes": passes, "step": whole_step}[part](config, (side, side))
     first_s = timed(one, True)
     one()
     took = statistics.median(timed(one, True) for _ in range(count))
     work = config.batch.micro_batch * 3.0 * count_unet(config, "none", (side, side)).forward_flops
     peak = peak_flops(torch.cuda.get_device_name(), "bf16")
     kernels = list(kernels_of(one))
+    close()
     kinds = Counter[str]()
     for name, start, end in kernels:
         kinds[kind_of(name)] += end - start
@@ -178,13 +216,37 @@ def passes(config: TrainConfig, variant: str, count: int, top: int) -> None:
     told |= {"mfu_of_peak": round(work / took / peak, 3)} if peak else {}
     told |= {"peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1), "kernels": len(kernels)}
     told |= {"ms_by_kind": {kind: round(took / 1000, 1) for kind, took in kinds.most_common()}}
-    say("passes", model=config.model, micro_batch=config.batch.micro_batch, variant=variant, **told)
+    say(part, model=config.model, micro_batch=config.batch.micro_batch, variant=variant, **told)
     by_name = Counter[str]()
     for name, start, end in kernels:
         by_name[name] += end - start
     for name, microseconds in by_name.most_common(top):
         calls = sum(name == other for other, _, _ in kernels)
         say("kernel", variant=variant, ms=round(microseconds / 1000, 2), calls=calls, name=name[:120])
+
+
+def passes(config: TrainConfig, hw: tuple[int, int]) -> tuple[Step, Step]:
+    """Return forward and backward pass of the network by itself, and what lets go of it."""
+    device = torch.device("cuda")
+    unet = network(config, device).to(BF16)
+    apply_switches(unet, config.speed, device)
+    batch = batch_of(config, hw, device)
+    target_BCHW = batch.pop("target_BCHW")
+
+    def one() -> None:
+        (predict(unet, BF16, **batch) - target_BCHW).square().mean().backward()
+        unet.zero_grad(set_to_none=True)
+
+    return one, lambda: None
+
+
+def whole_step(config: TrainConfig, hw: tuple[int, int]) -> tuple[Step, Step]:
+    """Return a step of the training's engine on one rank, and what lets go of it."""
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("MASTER_PORT", "29513")
+    world = start_world()
+    return engine_step(config, batch_of(config, hw, world.device), world)
 
 
 def kernels_of(work: Callable[[], object]) -> Iterator[tuple[str, float, float]]:

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from train.channels_last import StrideCheck, WrongStrides, has_channels_last_strides, keep_channels_last
 from train.config import TrainConfig
 from train.engine import World
+from train.model import predict
 from train.recipes import base
 from train.self_test import losses, small_config, small_unet
 from train.speed import SpeedConfig
 from train.switches import apply_switches
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TOLERANCE = 1e-5
 """Largest relative difference of loss and gradient in fp32."""
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -41,11 +42,13 @@ def config() -> TrainConfig:
     return small_config(plain, World(rank=0, size=1, device=CPU))
 
 
-def outcome(config: TrainConfig, unet: nn.Module, device: torch.device = CPU) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return loss and flat gradient."""
-    loss = losses(config, unet, torch.float32, World(rank=0, size=1, device=device))[0]()
+def outcome(
+    config: TrainConfig, unet: nn.Module, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return loss and flat gradient, in fp32."""
+    loss = losses(config, unet, dtype, World(rank=0, size=1, device=device))[0]()
     gradients = torch.autograd.grad(loss, list(unet.parameters()))
-    return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+    return loss.detach(), torch.cat([gradient.float().flatten() for gradient in gradients])
 
 
 def assert_parity(
@@ -54,9 +57,12 @@ def assert_parity(
     plain = small_unet(config).to(device)
     switched = copy.deepcopy(plain)
     apply_switches(switched, speed, device, backend=backend)
-    (loss, gradient), (found_loss, found_gradient) = outcome(config, plain, device), outcome(config, switched, device)
-    assert abs(found_loss - loss) <= TOLERANCE * loss
-    assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for _ in range(2):  # a graph is captured in the first and replayed in the second
+            loss, gradient = outcome(config, plain, device)
+            found_loss, found_gradient = outcome(config, switched, device)
+            assert abs(found_loss - loss) <= TOLERANCE * loss
+            assert (found_gradient - gradient).norm() <= TOLERANCE * gradient.norm()
 
 
 @pytest.mark.parametrize(
@@ -93,16 +99,81 @@ def test_attention_kernels_of_a_gpu_keep_loss_and_gradients(config: TrainConfig,
     assert abs(found[0] - found[1]) <= 2e-2 * found[0]
 
 
-@needs_gpu
-@pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_kernels_compiled_for_a_gpu_keep_loss_and_gradients(config: TrainConfig, cuda_graphs: bool) -> None:
-    assert_parity(config, SpeedConfig(compile=True, cuda_graphs=cuda_graphs), device=torch.device("cuda"))
+FUSED = {"channels_last": True, "fused_kernels": True}
 
 
 @needs_gpu
-@pytest.mark.parametrize("compiled", [False, True])
-def test_fused_geglu_keeps_loss_and_gradients(config: TrainConfig, compiled: bool) -> None:
-    assert_parity(config, SpeedConfig(fused_geglu=True, compile=compiled), device=torch.device("cuda"))
+@pytest.mark.parametrize(
+    "speed",
+    [
+        {"compile": True},
+        FUSED,
+        FUSED | {"compile": True},
+        {"cuda_graphs": True},
+        FUSED | {"cuda_graphs": True},
+        FUSED | {"cuda_graphs": True, "activation_checkpointing": "all"},
+        FUSED | {"cuda_graphs": True, "compile": True},
+    ],
+    ids=lambda speed: "+".join(speed),
+)
+def test_kernels_and_graphs_of_a_gpu_keep_loss_and_gradients(config: TrainConfig, speed: dict) -> None:
+    assert_parity(config, SpeedConfig(**speed), device=GPU)
+
+
+@needs_gpu
+def test_fused_kernels_round_no_more_than_plain_ones(config: TrainConfig) -> None:
+    exact = small_unet(config).cuda()
+    plain, fused = (copy.deepcopy(exact).bfloat16() for _ in range(2))
+    apply_switches(fused, SpeedConfig(**FUSED), GPU)
+    wanted = outcome(config, exact, GPU)[1]
+    off = [(outcome(config, unet, GPU, torch.bfloat16)[1] - wanted).norm() / wanted.norm() for unet in (plain, fused)]
+    assert 0.0 < off[1] <= 1.2 * off[0]
+
+
+@needs_gpu
+def test_graphs_of_two_shapes_take_turns_in_one_pool(config: TrainConfig) -> None:
+    """Other inputs in each turn, so that a graph that read those of its capture would be seen."""
+    plain = small_unet(config).cuda()
+    replayed = copy.deepcopy(plain)
+    apply_switches(replayed, SpeedConfig(cuda_graphs=True), GPU)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for turn in range(6):
+            torch.manual_seed(turn)
+            inputs = inputs_of(config, height=(16, 24)[turn % 2])
+            wanted, found = ((unet, gradients_of(unet, inputs)) for unet in (plain, replayed))
+            assert (found[1] - wanted[1]).norm() <= TOLERANCE * wanted[1].norm()
+    with torch.no_grad():
+        assert torch.allclose(predict(replayed, torch.float32, **inputs), predict(plain, torch.float32, **inputs))
+    assert len(replayed.forward._captured) == 2
+
+
+def inputs_of(config: TrainConfig, height: int) -> dict[str, torch.Tensor]:
+    unet = config.unet
+    return {
+        "noisy_BCHW": torch.randn(2, unet.latent_channels, height, 16, device=GPU),
+        "timesteps_B": torch.randint(0, 1000, (2,), device=GPU),
+        "text_BLD": torch.randn(2, 8, unet.cross_attention_dim, device=GPU),
+        "pooled_BD": torch.randn(2, unet.pooled_dim, device=GPU),
+        "time_ids_BT": torch.rand(2, 6, device=GPU) * 1000,
+    }
+
+
+def gradients_of(unet: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    loss = (predict(unet, torch.float32, **inputs) - 1.0).square().mean()
+    return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(unet.parameters()))])
+
+
+@needs_gpu
+def test_gradients_that_torch_adds_up_itself_are_refused_by_graphs(config: TrainConfig) -> None:
+    unet = small_unet(config).cuda()
+    apply_switches(unet, SpeedConfig(cuda_graphs=True), GPU)
+    for _ in range(2):
+        loss = predict(unet, torch.float32, **inputs_of(config, 16)).square().mean()
+        if _:
+            with pytest.raises(RuntimeError, match="speed.cuda_graphs: .*gradients"):
+                loss.backward()
+        else:
+            loss.backward()
 
 
 @needs_gpu
@@ -197,8 +268,8 @@ def saved_bytes(config: TrainConfig, blocks: str) -> int:
     ("speed", "told"),
     [
         ({"attention": "cudnn"}, "speed.attention = 'cudnn': needs a GPU; a CPU has flash, math"),
-        ({"cuda_graphs": True, "compile": True}, "speed.cuda_graphs = True: needs a GPU"),
-        ({"fused_geglu": True}, "speed.fused_geglu = True: needs a GPU"),
+        ({"cuda_graphs": True}, "speed.cuda_graphs = True: needs a GPU"),
+        (FUSED, "speed.fused_kernels = True: needs a GPU"),
     ],
 )
 def test_what_a_cpu_lacks_is_refused(config: TrainConfig, speed: dict, told: str) -> None:
@@ -206,10 +277,6 @@ def test_what_a_cpu_lacks_is_refused(config: TrainConfig, speed: dict, told: str
         apply_switches(small_unet(config), SpeedConfig(**speed), CPU)
 
 
-def test_cuda_graphs_name_what_they_need() -> None:
-    with pytest.raises(ValueError, match=r"speed.cuda_graphs = True: .*set speed.compile to true"):
-        SpeedConfig(cuda_graphs=True)
-    with pytest.raises(ValueError, match=r"set speed.activation_checkpointing to none"):
-        SpeedConfig(cuda_graphs=True, compile=True, activation_checkpointing="all")
-    with pytest.raises(ValueError, match=r"each of the 40 aspect buckets"):
-        apply_switches(nn.Identity(), SpeedConfig(cuda_graphs=True, compile=True), torch.device("cuda"), num_buckets=40)
+def test_fused_kernels_name_what_they_need() -> None:
+    with pytest.raises(ValueError, match=r"speed.fused_kernels = True: .*set speed.channels_last to true"):
+        SpeedConfig(fused_kernels=True)

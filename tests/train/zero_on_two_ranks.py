@@ -88,7 +88,7 @@ def bf16_weights_survive_what_is_not_finite(config: TrainConfig, world: World) -
 
 
 def flat_gradient_is_deepspeeds(config: TrainConfig, world: World) -> None:
-    """ZeRO-1 takes norm and clipping of one vector: the same numbers as in DeepSpeed's list, and the same memory."""
+    """ZeRO-1 takes norm and clipping of one vector: the numbers of DeepSpeed's list, in the same memory."""
     small = small_config(replace(config, precision="bf16", zero=ZeroConfig(stage=1)), world)
     engine = Engine(small, small_unet(small), world)
     for loss in losses(small, engine.engine, engine.dtype, world):
@@ -96,9 +96,11 @@ def flat_gradient_is_deepspeeds(config: TrainConfig, world: World) -> None:
     theirs, _ = type(engine.zero).get_grads_for_norm(engine.zero)
     (whole,) = engine.zero.get_grads_for_norm()[0]
     assert len(theirs) > 50 and torch.equal(whole, torch.cat([part.flatten() for part in theirs]))
-    (clipped,) = engine.zero.get_grads_for_norm(for_clipping=True)
-    clipped.zero_()
-    assert not any(part.any() for part in theirs)
+    engine.zero._global_grad_norm = torch.tensor(4.0 * config.optimizer.clip_norm)
+    before = whole.clone()
+    assert engine.zero.get_grads_for_norm(for_clipping=True) == []
+    assert torch.allclose(whole, before / 4.0, atol=0.0)
+    assert torch.equal(whole, torch.cat([part.flatten() for part in theirs])), "the same memory"
     engine.close()
 
 

@@ -10,6 +10,7 @@ from train.plan.network import Counted
 GB = 1e9
 MASTER_AND_MOMENTS_BYTES, EMA_BYTES = 12, 4
 SAVED, BACKWARD = "activations saved for the backward pass", "more at the peak of the backward pass"
+GRADIENTS = "gradients of a pass, at its end"
 ENCODING, STEP = "encoding of pictures, before", "copies of the own part's gradient, at the step"
 
 
@@ -30,23 +31,27 @@ def memory_gb(
 ) -> dict[str, float]:
     """Return the items; `needed_gb` knows which of them are held at the same time.
 
-    DeepSpeed flattens the weights into one buffer, keeps fp32 masters, both moments and the EMA of its own part, and
-    under ZeRO-2 fills buckets of which overlapping keeps two (stage_1_and_2.py: setup_buckets,
-    gradient_reduction_w_predivide); at the step it flattens the fp32 gradient of its part once more.
+    DeepSpeed flattens the weights into one buffer, keeps fp32 masters, both moments and the EMA of its own part. Under
+    ZeRO-2 it fills buckets of which overlapping keeps two (stage_1_and_2.py: setup_buckets,
+    gradient_reduction_w_predivide), and at the step it flattens the fp32 gradient of its part once more. Under ZeRO-1
+    in bf16 the engine adds the gradients of a pass up when all are there.
     """
     width = 2 if config.precision == "bf16" else 4
     part = -(-parameters // ranks)
     zero_2 = config.zero.stage == 2
+    zero_1_in_bf16 = not zero_2 and config.precision == "bf16"
     items = {
         "weights": parameters * width,
         "gradients kept, summed up in fp32": (part if zero_2 else parameters) * 4,
         "fp32 masters and two moments": part * MASTER_AND_MOMENTS_BYTES,
         "EMA": part * EMA_BYTES,
         "reduce buckets": config.zero.reduce_bucket_elements * bucket_bytes(config) if zero_2 else 0,
+        "gradients of the CUDA graphs": parameters * width if config.speed.cuda_graphs else 0,
         "frozen encoders": frozen.parameters * width,
         SAVED: micro_batch * counted.saved_bytes,
         BACKWARD: micro_batch * (counted.peak_bytes - counted.saved_bytes),
         ENCODING: micro_batch * frozen.peak_bytes,
+        GRADIENTS: parameters * width if zero_1_in_bf16 and not config.speed.cuda_graphs else 0,
         STEP: part * 8 if zero_2 else 0,
     }
     return {name: size / GB for name, size in items.items()}
@@ -65,7 +70,7 @@ def bucket_bytes(config: TrainConfig) -> int:
 
 
 def needed_gb(items: dict[str, float]) -> float:
-    """Return the largest sum: pictures are encoded, then activations are held, then the optimiser takes its step."""
-    at_times = (ENCODING, SAVED, BACKWARD, STEP)
+    """Return the largest sum: pictures are encoded, activations held, gradients added up, the optimiser steps."""
+    at_times = (ENCODING, SAVED, BACKWARD, GRADIENTS, STEP)
     always = sum(size for name, size in items.items() if name not in at_times)
-    return always + max(items[ENCODING], items[SAVED] + items[BACKWARD], items[STEP])
+    return always + max(items[ENCODING], items[SAVED] + items[BACKWARD], items[GRADIENTS], items[STEP])

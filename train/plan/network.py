@@ -30,6 +30,13 @@ from train.speed import Recomputed
 from train.switches import recompute
 
 TOKENS = 77
+ATTENTION_OF_A_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+"""Kernels that some releases of torch have no formula for, and those that compute the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +94,9 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and add what its formula gives for these shapes."""
         made = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=made)
+        counted = ATTENTION_OF_A_CPU.get(func.overloadpacket, func.overloadpacket)
+        if counted in flop_registry:
+            self.total += flop_registry[counted](*args, **(kwargs or {}), out_val=made)
         return made
 
 

@@ -1,0 +1,1 @@
+"""Triton kernels for what lies between matrix products, attention and convolutions, and the blocks that use them."""
