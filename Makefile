@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CODE := curate pipelines schemas train tests infra docs
 
-.PHONY: demo test docs check format bench lock install peers chromium
+.PHONY: demo test docs check format bench bench-gpu lock install peers chromium
 install: .venv/.installed
 
 .venv/.installed: requirements.lock
@@ -62,6 +62,17 @@ bench: install peers
 	$(BIN)/python infra/bench/scores.py
 	$(BIN)/python infra/bench/selection.py
 	$(BIN)/python infra/bench/export.py
+
+# what docs/training_speed.md has of one GPU
+FAST = --channels_last --fused_kernels --cuda_graphs
+bench-gpu: install
+	$(BIN)/python -m pytest tests/train/test_speed.py tests/train/test_engine.py
+	$(BIN)/python infra/bench/train_step.py --micro_batch 8 16 $(FAST)
+	$(BIN)/python infra/bench/train_step.py --micro_batch 8 16 --model refiner $(FAST)
+	$(BIN)/python infra/bench/train_step.py --micro_batch 8 --bucket 832x1216 640x1536 $(FAST)
+	$(BIN)/python infra/bench/train_step.py --micro_batch 8 --ways engine --zero_stage 2 $(FAST)
+	$(BIN)/python infra/bench/train_step.py --micro_batch 8 --each_switch
+	$(BIN)/python infra/bench/gpu_profile.py
 
 # after a change of pyproject.toml
 lock: install

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.train.synthetic_root import Tiny
 from train.config import BatchConfig
@@ -90,3 +94,12 @@ def test_two_ranks_pass_the_self_test_catch_wrong_gradients_and_reduce_once_a_pa
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     assert run_ranks("tests.train.zero_on_two_ranks", ["--config", str(tiny.config)], 2) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_graphs_and_fused_kernels_hand_deepspeed_the_right_gradient() -> None:
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    command = [sys.executable, "-m", "tests.train.zero_on_a_gpu"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ | alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count("passed with") == 4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +32,7 @@ def main() -> None:
     bf16_weights_survive_what_is_not_finite(config, world)
     flat_gradient_is_deepspeeds(config, world)
     fewer_larger_passes_reduce_less(config, world)
+    closing_lets_go(config, world)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -102,6 +105,20 @@ def flat_gradient_is_deepspeeds(config: TrainConfig, world: World) -> None:
     assert torch.allclose(whole, before / 4.0, atol=0.0)
     assert torch.equal(whole, torch.cat([part.flatten() for part in theirs])), "the same memory"
     engine.close()
+
+
+def closing_lets_go(config: TrainConfig, world: World) -> None:
+    """Weights and optimiser go with a closed engine: the self-test's must not stay beside the training's."""
+    for precision, stage in (("bf16", 1), ("bf16", 2), ("fp32", 1)):
+        small = small_config(replace(config, precision=precision, zero=ZeroConfig(stage=stage)), world)
+        unet = small_unet(small)
+        engine = Engine(small, unet, world)
+        step_of(small, engine, world, 1.0)
+        held = [weakref.ref(each) for each in (unet, unet.conv_in.weight, engine.zero, engine.master)]
+        engine.close()
+        del engine, unet
+        gc.collect()
+        assert [each() is None for each in held] == [True] * 4, (precision, stage, held)
 
 
 def step_of(config: TrainConfig, engine: Engine, world: World, factor: float) -> Stepped:
