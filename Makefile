@@ -67,8 +67,9 @@ bench: install peers
 FAST = --channels_last --fused_kernels --cuda_graphs
 bench-gpu: install
 	$(BIN)/python -m pytest tests/train/test_speed.py tests/train/test_engine.py
-	$(BIN)/python infra/bench/train_step.py --micro_batch 8 16 $(FAST)
-	$(BIN)/python infra/bench/train_step.py --micro_batch 8 16 --model refiner $(FAST)
+	$(BIN)/python infra/bench/train_step.py --micro_batch 8 12 $(FAST)
+	$(BIN)/python infra/bench/train_step.py --micro_batch 16 --ways engine plain $(FAST)
+	$(BIN)/python infra/bench/train_step.py --micro_batch 8 12 --model refiner $(FAST)
 	$(BIN)/python infra/bench/train_step.py --micro_batch 8 --bucket 832x1216 640x1536 $(FAST)
 	$(BIN)/python infra/bench/train_step.py --micro_batch 8 --ways engine --zero_stage 2 $(FAST)
 	$(BIN)/python infra/bench/train_step.py --micro_batch 8 --each_switch

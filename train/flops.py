@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from train.config import TrainConfig
 from train.plan.gpus import GPUS
 from train.plan.network import count_unet
+from train.speed import SpeedConfig
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
@@ -20,13 +23,18 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     return next(known, None) if precision == "bf16" else None
 
 
-class Utilisation:
-    """From images/s to the share of the devices' peak; says nothing where no peak is known, as on a CPU.
+def flops_an_image(config: TrainConfig, latent_hw: tuple[int, int] | None = None) -> float:
+    """Return the operations of training on one picture, of `unet.sample_size` or another.
 
-    Counted is the forward pass of one picture of `unet.sample_size`, three times: the backward pass has two products
-    for each one of it. Nothing is added for recomputation, be it of blocks or inside attention's kernels: what is
-    computed twice is not useful work twice (Chowdhery et al. 2022, PaLM, appendix B).
+    Counted is the forward pass, three times: the backward pass has two products for each one of it. Nothing is added
+    for recomputation, be it of blocks or inside attention's kernels: what is computed twice is not useful work twice
+    (Chowdhery et al. 2022, PaLM, appendix B).
     """
+    return 3.0 * count_unet(replace(config, speed=SpeedConfig()), "none", latent_hw).forward_flops
+
+
+class Utilisation:
+    """From images/s to the share of the devices' peak; says nothing where no peak is known, as on a CPU."""
 
     def __init__(self, config: TrainConfig, device: torch.device, world_size: int) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
@@ -34,7 +42,7 @@ class Utilisation:
         self.told = f"MFU is not told: no peak is known for {name} in {config.precision}"
         self._flops_an_image, self._peak = 0.0, 0.0
         if peak is not None:
-            self._flops_an_image, self._peak = 3.0 * count_unet(config, "none").forward_flops, peak * world_size
+            self._flops_an_image, self._peak = flops_an_image(config), peak * world_size
             work = f"{self._flops_an_image / 1e12:.4g} TFLOP forward and backward an image"
             self.told = f"MFU: {work}, {world_size} x {peak / 1e12:.4g} TFLOP/s ({name})"
 

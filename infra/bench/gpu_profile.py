@@ -34,16 +34,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch.nn.attention import sdpa_kernel  # noqa: E402
-from train_step import Step, batch_of, engine_step, network, timed  # noqa: E402
+from train_step import Step, batch_of, engine_step, network, peak_memory, timed  # noqa: E402
 
 from train.config import BatchConfig, TrainConfig  # noqa: E402
 from train.engine import start_world  # noqa: E402
-from train.flops import peak_flops  # noqa: E402
+from train.flops import flops_an_image, peak_flops  # noqa: E402
 from train.fused.geglu import geglu  # noqa: E402
 from train.fused.group_norm import group_norm  # noqa: E402
 from train.fused.layer_norm import add_layer_norm  # noqa: E402
 from train.model import predict  # noqa: E402
-from train.plan.network import count_unet  # noqa: E402
 from train.recipes import RECIPES  # noqa: E402
 from train.speed import SpeedConfig, ZeroConfig  # noqa: E402
 from train.switches import BACKENDS, apply_switches  # noqa: E402
@@ -205,7 +204,7 @@ def profiled(part: str, config: TrainConfig, variant: str, count: int, top: int)
     first_s = timed(one, True)
     one()
     took = statistics.median(timed(one, True) for _ in range(count))
-    work = config.batch.micro_batch * 3.0 * count_unet(config, "none", (side, side)).forward_flops
+    work = config.batch.micro_batch * flops_an_image(config)
     peak = peak_flops(torch.cuda.get_device_name(), "bf16")
     kernels = list(kernels_of(one))
     close()
@@ -214,7 +213,7 @@ def profiled(part: str, config: TrainConfig, variant: str, count: int, top: int)
         kinds[kind_of(name)] += end - start
     told = {"first_s": round(first_s, 1), "ms": round(1000 * took, 1), "busy_ms": busy_ms(kernels)}
     told |= {"mfu_of_peak": round(work / took / peak, 3)} if peak else {}
-    told |= {"peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1), "kernels": len(kernels)}
+    told |= peak_memory() | {"kernels": len(kernels)}
     told |= {"ms_by_kind": {kind: round(took / 1000, 1) for kind, took in kinds.most_common()}}
     say(part, model=config.model, micro_batch=config.batch.micro_batch, variant=variant, **told)
     by_name = Counter[str]()

@@ -47,9 +47,9 @@ from torch import nn  # noqa: E402
 
 from train.config import TIME_IDS, BatchConfig, TrainConfig, UNetConfig  # noqa: E402
 from train.engine import Engine, World, start_world  # noqa: E402
-from train.flops import peak_flops  # noqa: E402
+from train.flops import flops_an_image, peak_flops  # noqa: E402
 from train.model import build_unet, output_layers, predict  # noqa: E402
-from train.plan.network import TOKENS, count_unet  # noqa: E402
+from train.plan.network import TOKENS  # noqa: E402
 from train.recipes import RECIPES  # noqa: E402
 from train.speed import SpeedConfig, ZeroConfig  # noqa: E402
 from train.switches import apply_switches  # noqa: E402
@@ -130,7 +130,7 @@ def measure(
     of = functools.partial(seconds_of, config=config, hw=hw, world=world, steps=args.steps)
     one_by_one = world.device.type == "cuda"  # two copies of the full network leave no room for activations
     groups = [{name: wanted[name]} for name in wanted] if one_by_one else [wanted]
-    flops = 3.0 * count_unet(config, "none", hw).forward_flops
+    flops = flops_an_image(config, hw)
     found: dict[str, dict[str, float]] = {}
     for measured in itertools.chain(map(of, groups), loop_of(args, config, hw)):
         found |= measured
@@ -155,7 +155,7 @@ def each_switch(
 ) -> None:
     """Print a line for the engine without switches and with each of them."""
     on_gpu = world.device.type == "cuda"
-    flops = 3.0 * count_unet(config, "none", hw).forward_flops
+    flops = flops_an_image(config, hw)
     plain = SpeedConfig()
     kinds = [{"fused_adamw": False}, {"compile": True}, {"channels_last": True}, {"attention": "math"}]
     kinds += [{"activation_checkpointing": blocks} for blocks in ("deepest", "transformers", "all")]
@@ -186,10 +186,16 @@ def seconds_of(
     while len(times[next(iter(times))]) < steps:
         for name, (step, _) in built.items():
             times[name].extend(timed(step, on_gpu) for _ in range(5))
-    peak = {"peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if on_gpu else {}
+    peak = peak_memory() if on_gpu else {}
     for _, close in built.values():
         close()
     return {name: {"seconds": statistics.median(each), **peak} for name, each in times.items()}
+
+
+def peak_memory() -> dict[str, float]:
+    """Return the most that tensors took at a time, and what was taken from the GPU for them: graphs keep their pool."""
+    peaks = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return {f"peak_{name}_gb": round(size / 1e9, 2) for name, size in peaks.items()}
 
 
 def let_go() -> None:

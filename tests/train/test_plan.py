@@ -20,7 +20,7 @@ from train.plan.network import build, count, count_unet, inputs
 from train.plan.step import bars, collective_s, simulate
 from train.recipes import RECIPES
 from train.settings import read_train_settings
-from train.speed import ZeroConfig
+from train.speed import SpeedConfig, ZeroConfig
 
 REPOSITORY = Path(__file__).parents[2]
 GPU = Gpu(memory_gb=80.0, peak_tflops=1.0, intra_gb_s=100.0, price=2.0)
@@ -68,6 +68,14 @@ def test_the_published_networks_cost_what_summing_their_layers_gives(model: str,
     counted = count_unet(RECIPES[model](), "none")
     assert counted.forward_flops / 1e12 == pytest.approx(tflop, rel=2e-3)
     assert 3.0 * counted.forward_flops == pytest.approx(counted.all_flops, rel=0.03)
+
+
+def test_fused_kernels_keep_what_a_gpu_was_seen_to_keep() -> None:
+    """8 more pictures took 46.53 GB more on an H200; docs/training_speed.md has both steps."""
+    fast = SpeedConfig(channels_last=True, fused_kernels=True, cuda_graphs=True)
+    counted = count_unet(replace(RECIPES["base"](), speed=fast), "none")
+    assert counted.peak_bytes / 1e9 == pytest.approx((124.67 - 78.14) / 8, rel=0.01)
+    assert counted.forward_flops / 1e12 == pytest.approx(6.761, rel=2e-3)
 
 
 def test_a_ring_moves_its_bytes_over_the_slower_link() -> None:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from curate.clip import architecture_name
 from train.autoencoder import SDXL_VAE
+from train.channels_last import keep_channels_last
 from train.config import TIME_IDS, TrainConfig
 from train.model import unet_arguments
 from train.precision import DTYPES
@@ -101,10 +102,16 @@ class Operations(TorchDispatchMode):
 
 
 def count_unet(config: TrainConfig, recomputed: Recomputed, latent_hw: tuple[int, int] | None = None) -> Counted:
-    """Return what one image costs, of `sample_size` or another; attention is counted as the fused kernels do it."""
+    """Return what one image costs, of `sample_size` or another; attention is counted as the fused kernels do it.
+
+    With `speed.fused_kernels` it is what a second image adds: the first one brings weights that are laid out anew.
+    """
     with FakeTensorMode():
-        unet = build(config, recomputed)
-        return count(unet, inputs(config, 1, latent_hw))
+        one = count(build(config, recomputed), inputs(config, 1, latent_hw))
+        if not config.speed.fused_kernels:
+            return one
+        two = count(build(config, recomputed), inputs(config, 2, latent_hw))
+    return Counted(**{name: vars(two)[name] - vars(one)[name] for name in vars(one)})
 
 
 def build(config: TrainConfig, recomputed: Recomputed) -> UNet2DConditionModel:
@@ -113,6 +120,11 @@ def build(config: TrainConfig, recomputed: Recomputed) -> UNet2DConditionModel:
         unet = UNet2DConditionModel(**unet_arguments(config)).train()
     if recomputed != "none":
         recompute(unet, recomputed)
+    if config.speed.fused_kernels:
+        from train.fused.blocks import fuse_blocks  # Triton comes with torch for CUDA only
+
+        keep_channels_last(unet)
+        fuse_blocks(unet)
     return unet
 
 
