@@ -34,24 +34,26 @@ def memory_gb(
     DeepSpeed flattens the weights into one buffer, keeps fp32 masters, both moments and the EMA of its own part. Under
     ZeRO-2 it fills buckets of which overlapping keeps two (stage_1_and_2.py: setup_buckets,
     gradient_reduction_w_predivide), and at the step it flattens the fp32 gradient of its part once more. Under ZeRO-1
-    in bf16 the engine adds the gradients of a pass up when all are there.
+    in bf16 the engine adds the gradients of a pass up when all are there. Graphs keep the activations' memory.
     """
     width = 2 if config.precision == "bf16" else 4
     part = -(-parameters // ranks)
     zero_2 = config.zero.stage == 2
     zero_1_in_bf16 = not zero_2 and config.precision == "bf16"
+    graphs = config.speed.cuda_graphs
     items = {
         "weights": parameters * width,
         "gradients kept, summed up in fp32": (part if zero_2 else parameters) * 4,
         "fp32 masters and two moments": part * MASTER_AND_MOMENTS_BYTES,
         "EMA": part * EMA_BYTES,
         "reduce buckets": config.zero.reduce_bucket_elements * bucket_bytes(config) if zero_2 else 0,
-        "gradients of the CUDA graphs": parameters * width if config.speed.cuda_graphs else 0,
+        "gradients of CUDA graphs": parameters * width if graphs else 0,
+        "pool of CUDA graphs": micro_batch * counted.peak_bytes if graphs else 0,
         "frozen encoders": frozen.parameters * width,
-        SAVED: micro_batch * counted.saved_bytes,
-        BACKWARD: micro_batch * (counted.peak_bytes - counted.saved_bytes),
+        SAVED: 0 if graphs else micro_batch * counted.saved_bytes,
+        BACKWARD: 0 if graphs else micro_batch * (counted.peak_bytes - counted.saved_bytes),
         ENCODING: micro_batch * frozen.peak_bytes,
-        GRADIENTS: parameters * width if zero_1_in_bf16 and not config.speed.cuda_graphs else 0,
+        GRADIENTS: parameters * width if zero_1_in_bf16 and not graphs else 0,
         STEP: part * 8 if zero_2 else 0,
     }
     return {name: size / GB for name, size in items.items()}

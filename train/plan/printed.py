@@ -56,8 +56,9 @@ def _recommended(told: dict[str, Any]) -> Iterator[str]:
         f" speed.activation_checkpointing {chosen['activation_checkpointing']}"
     )
     for name, size in chosen["memory_gb"].items():
-        yield f"  {name:<44} {size:>8.3f} GB"
-    yield f"  {'needed at a time':<44} {chosen['memory_gb_needed']:>8.3f} GB"
+        if size:
+            yield f"  {name:<46} {size:>8.3f} GB"
+    yield f"  {'needed at a time':<46} {chosen['memory_gb_needed']:>8.3f} GB"
     yield (
         f"  each GPU sends {chosen['reduce_gb']:.2f} GB of gradients and {chosen['gather_gb']:.2f} GB of weights a step"
         f" and reads {chosen['read_mb']:.1f} MB"
