@@ -63,7 +63,7 @@ bench: install peers
 	$(BIN)/python infra/bench/selection.py
 	$(BIN)/python infra/bench/export.py
 
-# what docs/training_speed.md has of one GPU
+# on one GPU, what docs/training_speed.md has and what it lacks
 FAST = --channels_last --fused_kernels --cuda_graphs
 bench-gpu: install
 	$(BIN)/python -m pytest tests/train/test_speed.py tests/train/test_engine.py
@@ -72,7 +72,7 @@ bench-gpu: install
 	$(BIN)/python infra/bench/train_step.py --micro_batch 8 12 --model refiner $(FAST)
 	$(BIN)/python infra/bench/train_step.py --micro_batch 8 --bucket 832x1216 640x1536 $(FAST)
 	$(BIN)/python infra/bench/train_step.py --micro_batch 8 --ways engine --zero_stage 2 $(FAST)
-	$(BIN)/python infra/bench/train_step.py --micro_batch 8 --each_switch
+	$(BIN)/python infra/bench/train_step.py --micro_batch 2 --each_switch
 	$(BIN)/python infra/bench/gpu_profile.py
 
 # after a change of pyproject.toml

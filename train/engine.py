@@ -126,16 +126,20 @@ class Engine:
             vars(parameter).clear()
 
     def _take_over_gradients(self) -> None:
-        """Put methods in the place of those with which ZeRO-1 in bf16 handles gradients one by one, some 1,700 of them.
+        """Put methods in the place of those with which ZeRO-1 in bf16 handles gradients one parameter at a time.
 
-        They lie in one flat vector, so it is reduced where it lies, its norm and its clipping are a kernel each, and
-        the gradients of a pass are added to it all at once.
+        They lie in one flat vector: its norm and its clipping are a kernel each, and the gradients of a pass are added
+        to it all at once.
         """
-        names = ("update_hp_grads", "clear_hp_grads", "get_grads_for_reduction", "get_grads_for_norm")
+        own = {
+            "update_hp_grads": self._add_gradients,
+            "get_grads_for_reduction": self._gradients_to_reduce,
+            "get_grads_for_norm": self._whole_gradient,
+            "clear_hp_grads": self._forget_gradients,
+        }
         assert self.zero.fp32_groups_actual_gradients_flat and not self.zero.immediate_grad_update
-        assert all(callable(getattr(self.zero, name)) for name in names)
-        own = self._add_gradients, self._forget_gradients, self._whole_gradient, self._whole_gradient
-        for name, method in zip(names, own, strict=True):
+        for name, method in own.items():
+            assert callable(getattr(self.zero, name)), name
             setattr(self.zero, name, method)
 
     @torch.no_grad()
@@ -156,18 +160,27 @@ class Engine:
         self.zero.fp32_groups_has_gradients = [[False] * len(group) for group in self.zero.fp32_groups_gradients]
 
     @torch.no_grad()
-    def _whole_gradient(self, for_clipping: bool = False) -> Any:
-        """Return the flat gradient in the shape in which ZeRO asks; clip it here, by a number and not by a tensor."""
-        whole = list(self.zero.fp32_groups_actual_gradients_flat)
-        if for_clipping:
-            share = self.zero.clip_grad / (float(self.zero._global_grad_norm) + 1e-6)
-            if share < 1.0:
-                torch._foreach_mul_(whole, share)
-            return []
+    def _gradients_to_reduce(self) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """Return the flat gradient, zero where no pass of this rank reached a parameter."""
         (totals,), (present,) = self.zero.fp32_groups_gradients, self.zero.fp32_groups_has_gradients
         for number in itertools.compress(range(len(totals)), map(operator.not_, present)):
-            totals[number].zero_()  # no pass reached this parameter
-        return whole, {}
+            totals[number].zero_()
+        return list(self.zero.fp32_groups_actual_gradients_flat), {}
+
+    @torch.no_grad()
+    def _whole_gradient(self, for_clipping: bool = False) -> Any:
+        """Return the flat gradient for its norm; where ZeRO would clip, clip it here, by a number and not by a tensor.
+
+        The number is kept: read later, it would wait for the optimiser.
+        """
+        whole = list(self.zero.fp32_groups_actual_gradients_flat)
+        if not for_clipping:
+            return whole, {}
+        norm = self.zero._global_grad_norm = float(self.zero._global_grad_norm)
+        share = self.zero.clip_grad / (norm + 1e-6)
+        if share < 1.0:
+            torch._foreach_mul_(whole, share)
+        return []
 
     @torch.no_grad()
     def _show(self, part: torch.Tensor) -> None:

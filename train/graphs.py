@@ -1,6 +1,6 @@
 """The U-Net's forward and backward pass as two CUDA graphs for each shape of inputs.
 
-The base has some 10,000 kernels a pass, and a CPU that launches them one by one falls behind a GPU with few pictures.
+The base has thousands of kernels a pass, and a CPU that launches them one by one falls behind a GPU with few pictures.
 A graph is launched at once. All shapes (aspect buckets) share one pool of memory: nothing lives from one pair of
 passes to the next but inputs, outputs and gradients, which have tensors of their own.
 """
@@ -31,9 +31,8 @@ class Captured:
     output_BCHW: torch.Tensor
     grad_BCHW: torch.Tensor
     """The output's gradient, which the backward graph reads."""
-    gradients: list[torch.Tensor]
-    """The parameters' gradients, shared by all shapes."""
-    parameters: list[nn.Parameter]
+    graphs: Graphs
+    """Whose parameters and memory they share with the graphs of other shapes."""
 
 
 def replay_graphs(unet: nn.Module) -> None:
@@ -46,11 +45,14 @@ class Graphs:
 
     def __init__(self, unet: nn.Module) -> None:
         self._eager = Eager(unet)
-        self._parameters = list(unet.parameters())
+        self.parameters = list(unet.parameters())
+        self.gradients: list[torch.Tensor] = []
+        """The parameters' gradients, written by the backward graph of any shape."""
+        self.num_passes = 0
+        """Forward passes that were replayed: each overwrites the one before."""
         self._captured: dict[tuple[Any, ...], Captured] = {}
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.MemPool()
-        self._gradients: list[torch.Tensor] = []
 
     def __call__(
         self,
@@ -69,7 +71,7 @@ class Graphs:
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if shapes not in self._captured:
             self._captured[shapes] = self._capture(inputs)
-        return (Replayed.apply(self._captured[shapes], *inputs, *self._parameters),)
+        return (Replayed.apply(self._captured[shapes], *inputs, *self.parameters),)
 
     def _capture(self, inputs: Inputs) -> Captured:
         """Warm up and capture on one stream, in one pool: the passes before a capture then leave it their memory.
@@ -77,8 +79,8 @@ class Graphs:
         The passes have parameters of their own on the same memory: autograd would tie the real ones to the stream on
         which hooks were hung on them, and that one cannot be captured.
         """
-        if not self._gradients:
-            self._gradients = [torch.empty_like(parameter) for parameter in self._parameters]
+        if not self.gradients:
+            self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
         inputs = tuple(tensor.detach().clone() for tensor in inputs)
         torch.cuda.empty_cache()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -104,15 +106,14 @@ class Graphs:
             inputs=inputs,
             output_BCHW=output_BCHW.detach(),
             grad_BCHW=grad_BCHW,
-            gradients=self._gradients,
-            parameters=self._parameters,
+            graphs=self,
         )
 
     def _differentiate(
         self, output_BCHW: torch.Tensor, twins: dict[str, nn.Parameter], grad_BCHW: torch.Tensor
     ) -> None:
         found = torch.autograd.grad(output_BCHW, list(twins.values()), grad_BCHW)
-        torch._foreach_copy_(self._gradients, [each.contiguous() for each in found])
+        torch._foreach_copy_(self.gradients, [each.contiguous() for each in found])
 
 
 class Eager(nn.Module):
@@ -144,7 +145,8 @@ class Replayed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, captured: Captured, *tensors: torch.Tensor) -> torch.Tensor:
         """Return the prediction for the inputs, which come before the parameters."""
-        ctx.captured = captured
+        captured.graphs.num_passes += 1
+        ctx.captured, ctx.number = captured, captured.graphs.num_passes
         torch._foreach_copy_(list(captured.inputs), list(tensors[: len(captured.inputs)]))
         captured.forward.replay()
         return captured.output_BCHW.detach()
@@ -153,13 +155,12 @@ class Replayed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BCHW: torch.Tensor) -> tuple[Any, ...]:
         """Return the parameters' gradients."""
-        captured = ctx.captured
-        if any(parameter.grad is not None for parameter in captured.parameters):
-            raise RuntimeError(
-                "speed.cuda_graphs: the pass before left gradients in the parameters' .grad, which this one overwrites;"
-                " accumulate with precision bf16 or zero.stage 2, or set it to false"
-            )
+        captured, graphs = ctx.captured, ctx.captured.graphs
+        if ctx.number != graphs.num_passes:
+            raise RuntimeError("speed.cuda_graphs: another forward pass has overwritten what this backward pass needs")
+        if any(parameter.grad is not None for parameter in graphs.parameters):
+            raise RuntimeError("speed.cuda_graphs: the pass before left gradients in .grad, which this one overwrites")
         captured.grad_BCHW.copy_(grad_BCHW)
         captured.backward.replay()
         none = (None,) * (1 + len(captured.inputs))
-        return *none, *(gradient.detach() for gradient in captured.gradients)
+        return *none, *(gradient.detach() for gradient in graphs.gradients)

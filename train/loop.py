@@ -131,7 +131,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
                 micro_batches.prepare(clock)  # while a GPU computes
 
         # What all ranks must know: the loss, and whether one of them was asked to stop or could not write. It waits
-        # for the gradients, as the optimiser would, and not for what follows
+        # for what a GPU was given up to here, the gradients, as the optimiser would, and not for the optimiser
         mean_loss, stopped = _share(torch.stack(losses).mean(), stop_requested() or writer.failed, world)
 
         # Optimiser and averaged weights
@@ -147,7 +147,6 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             if back_to is not None:
                 saved, step = back_to, checkpoint.read_state(back_to).step
                 micro_batches.close()
-                del inputs
                 micro_batches = LookAhead(loader.micro_batches(step, recovery.left_out), objective.inputs)
                 clock = Clock(step, config)
                 continue

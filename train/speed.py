@@ -18,12 +18,12 @@ class ZeroConfig:
     stage: Literal[1, 2] = 2
     """2 shards gradients as well and reduces them in every pass; 1 keeps them whole and reduces once a step."""
     reduce_bucket_elements: int = 200_000_000
-    """Elements that ZeRO reduces and gathers at a time."""
+    """Elements that ZeRO reduces and gathers at a time; ZeRO-1 in bf16 reduces its flat gradient whole."""
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """Numbers in which ranks sum gradients; bf16 halves the traffic and rounds partial sums. Accumulation on a rank is
     fp32 either way."""
     overlap_comm: bool = True
-    """Reduce gradients while the backward pass runs."""
+    """Reduce gradients while the backward pass runs; not with `speed.cuda_graphs`, nor under ZeRO-1 in bf16."""
 
     def __post_init__(self) -> None:
         count = self.reduce_bucket_elements
@@ -39,7 +39,8 @@ class SpeedConfig:
     shape share. The second latent shape makes sizes symbolic, so aspect buckets do not compile again."""
     cuda_graphs: bool = False
     """Replay the network's forward and backward pass as two CUDA graphs for each shape of inputs, captured at its first
-    sight. Needs a GPU; holds one more copy of the gradients."""
+    sight. Needs a GPU. Holds one more copy of the gradients and hands all of them over after the backward pass, which
+    then hides no reducing of them among GPUs."""
     channels_last: bool = False
     """Hold activations as NHWC, the layout of the tensor cores' convolutions; strides are checked at the start."""
     attention: Attention = "auto"

@@ -7,9 +7,9 @@
 
 Ceilings are matrix products and convolutions of the sizes that SDXL has, a large copy, and attention by each kernel
 that torch has. `fused` are the fused kernels beside torch's own, and the bandwidth that they reach if every number is
-read and written once. The passes are forward and backward without optimiser and ZeRO, so that the network alone is
-seen; `step` is the engine's whole step. `ms` is the time, `busy_ms` what kernels ran of it, and the rest is time in
-which the GPU waited for the CPU. bf16. One JSON line for each; needs a GPU.
+read and written once (a GroupNorm's input twice). The passes are forward and backward without optimiser and ZeRO, so
+that the network alone is seen; `step` is the engine's whole step. `ms` is the time, `busy_ms` what kernels ran of it,
+and the rest is time in which the GPU waited for the CPU. bf16. One JSON line for each; needs a GPU.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ KINDS = {
     "convolution": ("conv", "wgrad", "dgrad", "fprop", "implicit_gemm"),
     "product": ("gemm", "nvjet", "cutlass", "splitk"),
     "compiled": ("triton",),
-    "fused": ("forward_kernel", "backward_kernel", "moments_kernel", "sums_kernel"),
+    "fused": ("forward_kernel", "backward_kernel", "moments_kernel", "sums_kernel", "sum_kernel", "add_kernel"),
     "norm": ("norm", "moments", "gammabeta"),
     "copy": ("memcpy", "memset", "cat", "copy"),
     "elementwise": ("elementwise", "reduce"),

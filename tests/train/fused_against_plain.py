@@ -79,8 +79,8 @@ def compare_layer_norm() -> None:
 
 
 def compare_group_norm() -> None:
-    """Groups of 2 to 12 channels, whole and broken chunks, means far from zero, with and without each addition."""
-    sizes = ((64, 32, 8, 8), (96, 8, 13, 11), (320, 32, 20, 20))
+    """Groups of 2 to 12 channels, 1 to 41 chunks, also broken ones, means far from zero, each addition or not."""
+    sizes = ((64, 32, 8, 8), (96, 8, 13, 11), (320, 32, 20, 20), (16, 8, 72, 72))
     for (channels, groups, *hw), silu, has_offset in itertools.product(sizes, (False, True), (False, True)):
 
         def plain(pixels, offset, gain, shift):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -164,16 +165,61 @@ def gradients_of(unet: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tens
 
 
 @needs_gpu
-def test_gradients_that_torch_adds_up_itself_are_refused_by_graphs(config: TrainConfig) -> None:
+def test_passes_that_would_overwrite_each_other_are_refused(config: TrainConfig) -> None:
     unet = small_unet(config).cuda()
     apply_switches(unet, SpeedConfig(cuda_graphs=True), GPU)
-    for _ in range(2):
-        loss = predict(unet, torch.float32, **inputs_of(config, 16)).square().mean()
-        if _:
-            with pytest.raises(RuntimeError, match="speed.cuda_graphs: .*gradients"):
-                loss.backward()
-        else:
-            loss.backward()
+    first, second = (predict(unet, torch.float32, **inputs_of(config, 16)).square().mean() for _ in range(2))
+    with pytest.raises(RuntimeError, match="another forward pass has overwritten"):
+        first.backward()
+    second.backward()
+    with pytest.raises(RuntimeError, match=r"left gradients in \.grad"):
+        predict(unet, torch.float32, **inputs_of(config, 16)).square().mean().backward()
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(2, 320, 128, 128), (2, 960, 104, 152), (2, 2560, 32, 32)], ids=str)
+def test_group_norm_of_the_published_sizes(shape: tuple[int, ...]) -> None:
+    from train.fused.group_norm import group_norm
+
+    pixels, offset, gain, shift = (torch.randn(size, device=GPU) for size in (shape, shape[:2], shape[1:2], shape[1:2]))
+
+    def plain(pixels, offset, gain, shift):
+        return F.silu(F.group_norm(pixels + offset[:, :, None, None], 32, gain, shift))
+
+    assert_same(lambda *x: group_norm(*x, 32, 1e-5, True)[0], plain, 2 * pixels + 3, offset, gain, shift)
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(2, 4096, 640), (2, 1024, 1280)], ids=str)
+def test_layer_norm_and_geglu_of_the_published_sizes(shape: tuple[int, ...]) -> None:
+    from train.fused.geglu import geglu
+    from train.fused.layer_norm import add_layer_norm
+
+    width = shape[-1]
+    branch, residual = torch.randn(shape, device=GPU), torch.randn(shape, device=GPU)
+    bias, gain, shift = torch.randn(3, width, device=GPU)
+
+    def plain(branch, bias, residual, gain, shift):
+        return F.layer_norm(branch + bias + residual, (width,), gain, shift)
+
+    assert_same(lambda *x: add_layer_norm(*x, 1e-5)[1], plain, branch, bias, residual, gain, shift)
+
+    def plain_geglu(projected, bias):
+        value, gate = (projected + bias).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+    projected = torch.randn(*shape[:-1], 8 * width, device=GPU)
+    assert_same(geglu, plain_geglu, projected, torch.randn(8 * width, device=GPU))
+
+
+def assert_same(fused: Callable, plain: Callable, *inputs: torch.Tensor) -> None:
+    """Outputs and gradients, relative to the largest number."""
+    taken = [[each.clone().requires_grad_() for each in inputs] for _ in range(2)]
+    outputs = [function(*each) for function, each in zip((fused, plain), taken, strict=True)]
+    upstream = torch.randn_like(outputs[1])
+    pairs = [outputs, *zip(*(torch.autograd.grad(output, each, upstream) for output, each in zip(outputs, taken)))]  # noqa: B905
+    for found, wanted in pairs:
+        assert (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
 
 
 @needs_gpu

@@ -43,6 +43,7 @@ def fuse_blocks(unet: UNet2DConditionModel, kernel: SDPBackend | None = None) ->
             assert not module.only_cross_attention and isinstance(module.ff.net[0], GEGLU)
             for attention in (module.attn1, module.attn2):
                 assert not attention.residual_connection and attention.rescale_output_factor == 1.0
+                assert attention.norm_q is None and attention.to_q.bias is None
             module.forward = partial(_transformer_block, module, kernel)
     unet.conv_norm_out.forward = MethodType(_norm_and_silu, unet.conv_norm_out)
     unet.conv_act.forward = lambda normed_BCHW: normed_BCHW
@@ -108,15 +109,18 @@ def _attention(
     attention: Attention, kernel: SDPBackend | None, inputs_BLD: torch.Tensor, context_BLD: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return the output without the bias of the last layer, of self-attention where there is no context."""
-    split = lambda tensor_BLD: tensor_BLD.unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # noqa: E731
     weights = (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight)
     if context_BLD is None:
         projected = Projections.apply(inputs_BLD, *weights)
     else:
         projected = F.linear(inputs_BLD, weights[0]), *(F.linear(context_BLD, weight) for weight in weights[1:])
     with sdpa_kernel(kernel) if kernel else nullcontext():
-        attended_BHLD = F.scaled_dot_product_attention(*map(split, projected))
+        attended_BHLD = F.scaled_dot_product_attention(*(_heads(each_BLD, attention.heads) for each_BLD in projected))
     return F.linear(attended_BHLD.transpose(1, 2).flatten(2), attention.to_out[0].weight)
+
+
+def _heads(tensor_BLD: torch.Tensor, heads: int) -> torch.Tensor:
+    return tensor_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 class Projections(torch.autograd.Function):

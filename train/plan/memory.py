@@ -49,6 +49,7 @@ def memory_gb(
         "reduce buckets": config.zero.reduce_bucket_elements * bucket_bytes(config) if zero_2 else 0,
         "gradients of CUDA graphs": parameters * width if graphs else 0,
         "pool of CUDA graphs": micro_batch * counted.peak_bytes if graphs else 0,
+        "weights of convolutions, laid out anew": counted.fixed_bytes,
         "frozen encoders": frozen.parameters * width,
         SAVED: 0 if graphs else micro_batch * counted.saved_bytes,
         BACKWARD: 0 if graphs else micro_batch * (counted.peak_bytes - counted.saved_bytes),

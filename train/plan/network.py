@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import open_clip
@@ -47,11 +47,13 @@ class Counted:
     saved_bytes: int
     """Held between forward and backward: what the backward pass needs."""
     peak_bytes: int
-    """Most that is held at a time; gradients of weights go as soon as they are there, into ZeRO's buckets."""
+    """Most that is held at a time beside the weights' gradients."""
     forward_flops: int
     """Floating-point operations of the forward pass, two for each multiply-add."""
     all_flops: int
     """Forward and backward, with what is computed again."""
+    fixed_bytes: int = 0
+    """Held beside, however many images there are: convolutions' weights laid out anew."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -104,14 +106,15 @@ class Operations(TorchDispatchMode):
 def count_unet(config: TrainConfig, recomputed: Recomputed, latent_hw: tuple[int, int] | None = None) -> Counted:
     """Return what one image costs, of `sample_size` or another; attention is counted as the fused kernels do it.
 
-    With `speed.fused_kernels` it is what a second image adds: the first one brings weights that are laid out anew.
+    With `speed.fused_kernels` it is what a second image adds: the first one brings what is fixed.
     """
     with FakeTensorMode():
         one = count(build(config, recomputed), inputs(config, 1, latent_hw))
         if not config.speed.fused_kernels:
             return one
         two = count(build(config, recomputed), inputs(config, 2, latent_hw))
-    return Counted(**{name: vars(two)[name] - vars(one)[name] for name in vars(one)})
+    added = Counted(**{name: vars(two)[name] - vars(one)[name] for name in vars(one)})
+    return replace(added, fixed_bytes=one.peak_bytes - added.peak_bytes)
 
 
 def build(config: TrainConfig, recomputed: Recomputed) -> UNet2DConditionModel:

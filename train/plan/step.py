@@ -65,6 +65,15 @@ def collective_s(num_bytes: float, factor: float, ranks: int, gpu: Gpu, assumed:
     return moved / (link_gb_s * 1e9 * assumed.link_efficiency) + hops * assumed.hop_us * 1e-6
 
 
+def reduces_beside_the_pass(config: TrainConfig) -> bool:
+    """Return whether gradients are reduced while others are computed.
+
+    Not where a graph hands over all of them at once, and not under ZeRO-1 in bf16, which reduces its flat gradient.
+    """
+    flat = config.zero.stage == 1 and config.precision == "bf16"
+    return config.zero.overlap_comm and not config.speed.cuda_graphs and not flat
+
+
 def simulate(
     config: TrainConfig,
     *,
@@ -82,6 +91,7 @@ def simulate(
     Buckets become ready evenly over a backward pass and are reduced in their order. DeepSpeed all-reduces them even
     under ZeRO-2 (stage_1_and_2.py: use_multi_rank_bucket_allreduce), in every pass; under ZeRO-1 in the last one only.
     """
+    overlaps = reduces_beside_the_pass(config)
     num_buckets = -(-parameters // config.zero.reduce_bucket_elements)
     bucket_elements = parameters / num_buckets
     bucket_s = collective_s(bucket_elements * sent_bytes(config), 2.0, ranks, gpu, assumed)
@@ -98,10 +108,10 @@ def simulate(
         if ranks > 1 and (config.zero.stage == 2 or number == accumulation - 1):
             for bucket in range(num_buckets):
                 ready = half + (end - half) * (bucket + 1) / num_buckets
-                start = max(network, ready if config.zero.overlap_comm else end)
+                start = max(network, ready if overlaps else end)
                 network = start + bucket_s
                 spans.append(Span(lane="network", what="reduce", start_s=start, end_s=network))
-            now = now if config.zero.overlap_comm else network
+            now = now if overlaps else network
     reduced = max(now, network)
     gather_s = num_buckets * collective_s(bucket_elements * width, 1.0, ranks, gpu, assumed)
     spans.append(Span(lane="network", what="gather", start_s=reduced, end_s=reduced + gather_s))
