@@ -31,7 +31,7 @@ def stop(prog: str, message: str, code: int = BAD) -> NoReturn:
 
 
 class told_in_one_line:
-    """Ends the process with one line for an error that the user can mend (2), and for Ctrl-C (130).
+    """Ends the process with one line for an error that the user can mend (2, or its own code), and for Ctrl-C (130).
 
     `go_on` says after Ctrl-C what to do, `also` names further errors that can be mended. All others are bugs:
     they pass, and Python shows their traceback (1).
@@ -56,7 +56,7 @@ class told_in_one_line:
         if isinstance(cause, self._mendable) or (_is_botocores(cause) and type(cause).__name__ in OBJECT_STORE):
             if "--debug" in sys.argv:
                 traceback.print_exception(kind, error, trace)
-            stop(self._prog, str(cause))
+            stop(self._prog, str(cause), getattr(cause, "exit_code", BAD))
 
 
 def _is_botocores(error: Any) -> bool:
