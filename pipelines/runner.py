@@ -23,7 +23,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from curate.bad_input import BadInput
-from curate.command_line import heed_ctrl_c
+from curate.command_line import heed_ctrl_c, heed_sigterm
 from curate.commit import git_commit
 from curate.config import CurationConfig
 from curate.config_file import as_dict
@@ -374,6 +374,7 @@ def _start_ray(config: CurationConfig) -> Any:
         runtime_env={"env_vars": {"PYTHONPATH": python_path, "NO_ALBUMENTATIONS_UPDATE": "1"} | weights},
         **own,
     )
+    heed_sigterm()
     return ray
 
 
