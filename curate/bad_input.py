@@ -5,3 +5,5 @@ from __future__ import annotations
 
 class BadInput(ValueError):
     """A setting, a file or a word of the command line is wrong; the message names field, value and fix."""
+
+    exit_code = 2

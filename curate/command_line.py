@@ -11,7 +11,10 @@ from typing import Any, NoReturn
 from curate.bad_input import BadInput
 
 DONE, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes. FAILED: a bug (with a traceback), or a check that found something; 130 is 128 + SIGINT, as in shells."""
+"""Exit codes. FAILED: a bug (with a traceback), or a check that found something; 130 is 128 + SIGINT, as in shells.
+
+So is 143 for SIGTERM, where curation takes it.
+"""
 
 EXIT_CODES = "exit codes: 0 done, 1 failed or found something wrong, 2 bad input (one line says what), 130 Ctrl-C"
 
@@ -31,7 +34,7 @@ def stop(prog: str, message: str, code: int = BAD) -> NoReturn:
 
 
 class told_in_one_line:
-    """Ends the process with one line for an error that the user can mend (2), and for Ctrl-C (130).
+    """Ends the process with one line for an error that the user can mend (2, or its own code), and for Ctrl-C (130).
 
     `go_on` says after Ctrl-C what to do, `also` names further errors that can be mended. All others are bugs:
     they pass, and Python shows their traceback (1).
@@ -51,19 +54,21 @@ class told_in_one_line:
         if self._remembers:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if isinstance(error, KeyboardInterrupt):
-            stop(self._prog, f"stopped; {self._go_on}", INTERRUPTED)
+            number = _ARRIVED[0] if _ARRIVED else signal.SIGINT
+            stop(self._prog, f"stopped; {self._go_on}", 128 + number)
         cause = root_cause(error)
         if isinstance(cause, self._mendable) or (_is_botocores(cause) and type(cause).__name__ in OBJECT_STORE):
             if "--debug" in sys.argv:
                 traceback.print_exception(kind, error, trace)
-            stop(self._prog, str(cause))
+            stop(self._prog, str(cause), getattr(cause, "exit_code", BAD))
 
 
 def _is_botocores(error: Any) -> bool:
     return type(error).__module__ == "botocore.exceptions"
 
 
-_ARRIVED = threading.Event()
+_ARRIVED: list[int] = []
+"""The numbers of the signals that asked this process to stop."""
 
 
 def heed_ctrl_c() -> None:
@@ -72,12 +77,18 @@ def heed_ctrl_c() -> None:
     Python drops an exception that is raised while it runs a destructor or a library's callback, as Ray has many. Long
     work asks here between its parts.
     """
-    if _ARRIVED.is_set():
+    if _ARRIVED:
         raise KeyboardInterrupt
 
 
+def heed_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does. For use after Ray has started: its own handler dumps its stack."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _remember)
+
+
 def _remember(number: int, frame: Any) -> None:
-    _ARRIVED.set()
+    _ARRIVED.append(number)
     signal.default_int_handler(number, frame)
 
 

@@ -139,6 +139,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}, line {line}: no valid YAML: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: no valid YAML: {error}") from error
+    except OSError as error:
+        fix = "give a YAML file of settings; python pipelines/run.py --init writes one to start from"
+        raise BadInput(f"--config {path}: {str(error.strerror).lower()}: {fix}") from error
     if not isinstance(document, dict):
         raise BadInput(f"{path}: expected a mapping of settings, got {type(document).__name__}")
     return document

@@ -31,6 +31,7 @@ from pipelines.dedup_sources import (
     in_batches,
     sources_of,
 )
+from pipelines.preflight import check_untrained
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
 from pipelines.store import Root, fragments
 from schemas.duplicates import VERSION
@@ -42,6 +43,7 @@ ROWS_PER_CLUSTER = 20_000
 def dedup(runner: Runner) -> list[Report]:
     """Compare every decoded sample with every other one."""
     config, root = runner.config, runner.root
+    check_untrained(config)
     samples, captions, features = (fragments(root, name) for name in ("samples", "captions", "features"))
     entries = earlier_entries(config)
     made_from = [samples, captions, features, VERSION]

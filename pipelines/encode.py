@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -18,9 +20,11 @@ from PIL import Image
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from curate.command_line import heed_ctrl_c
 from curate.config import AutoencoderFit, CurationConfig
 from curate.tar import TarShard
 from pipelines.command import run_step
+from pipelines.progress import LOG_EVERY_S, time_left
 from pipelines.runner import Fragment, Made, Report, Runner, Step, WouldMake, say, shaping
 from pipelines.store import Root, digest, fragments, scratch_file, table_file
 from schemas.column import with_model
@@ -125,7 +129,7 @@ def _fit_once(root: Root, folder: str, settings: AutoencoderFit, shards: dict[st
         return
     say(f"encode: fitting a small autoencoder on {len(rows)} pictures, {settings.steps} steps")
     batches = _batches(root, rows)
-    vae = fit(batches, FitConfig(steps=settings.steps, seed=settings.seed))
+    vae = fit(batches, FitConfig(steps=settings.steps, seed=settings.seed), fit_progress(settings.steps))
     psnr_db = round(reconstruction_psnr_db(vae, batches), 2)
     say(f"encode: its reconstructions have a PSNR of {psnr_db} dB on these pictures")
     with tempfile.TemporaryDirectory() as local:
@@ -135,6 +139,22 @@ def _fit_once(root: Root, folder: str, settings: AutoencoderFit, shards: dict[st
     target.write_json(
         FIT_RECEIPT, {"made_from": made_from, "pictures": len(rows), "psnr_db": psnr_db, **asdict(settings)}
     )
+
+
+def fit_progress(steps: int) -> Callable[[int], None]:
+    """Return what is called after each step of a fit; it says now and then how many are done, and heeds Ctrl-C."""
+    started = said = time.monotonic()
+
+    def after_step(done: int) -> None:
+        nonlocal said
+        heed_ctrl_c()
+        now = time.monotonic()
+        if now - said > LOG_EVERY_S:
+            said = now
+            left = time_left(now - started, done, steps - done)
+            say(f"encode: fitting the autoencoder, {done}/{steps} steps, {left} left")
+
+    return after_step
 
 
 def _batches(root: Root, rows: list[dict[str, Any]]) -> list[Any]:

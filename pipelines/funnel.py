@@ -61,7 +61,9 @@ def lines(root: Root, found: dict[str, Any]) -> list[str]:
         told += [f"    {reason:<28}{count:>10,}" for reason, count in reasons.items()]
     told.append(f"{'rows kept':<34}{found['rows_kept']:>10,}")
     told += _diversity(found["diversity"])
-    told += [f"note: embeddings by {model}; duplicate_semantic rests on them" for model in _untrained(root, "features")]
+    if manifest(root, "duplicates")["settings"]["semantic_eps"] is not None:
+        models = _untrained(root, "features")
+        told += [f"note: embeddings by {model}; duplicate_semantic rests on them" for model in models]
     told += [f"note: {model}; no cut-off uses it" for model in _untrained(root, "scores")]
     return told
 

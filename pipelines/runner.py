@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -23,12 +23,13 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from curate.bad_input import BadInput
-from curate.command_line import heed_ctrl_c
+from curate.command_line import heed_ctrl_c, heed_sigterm
 from curate.commit import git_commit
 from curate.config import CurationConfig
 from curate.config_file import as_dict
 from pipelines.progress import Progress
 from pipelines.store import Receipt, Root, Written, commit, digest, find_receipt, parquet_bytes, publish, table_file
+from pipelines.table_lock import table_lock
 
 DEATHS = 3
 """So many processes of actors may die of a fragment, and the next one is the last."""
@@ -134,7 +135,8 @@ class Runner:
         missing = [fragment for fragment in wanted if receipts[fragment.name] is None]
         if self.dry_run and missing:
             raise WouldMake(step.table, len(missing), len(wanted))
-        with Progress(step.table, len(wanted), len(wanted) - len(missing)) as progress:
+        alone = table_lock(self.root, step.table) if missing else nullcontext()
+        with alone, Progress(step.table, len(wanted), len(wanted) - len(missing)) as progress:
             for receipt in self._make(step, missing, keys):
                 receipts[receipt.fragment] = receipt
                 progress.advance(receipt.rows)
@@ -372,6 +374,7 @@ def _start_ray(config: CurationConfig) -> Any:
         runtime_env={"env_vars": {"PYTHONPATH": python_path, "NO_ALBUMENTATIONS_UPDATE": "1"} | weights},
         **own,
     )
+    heed_sigterm()
     return ray
 
 

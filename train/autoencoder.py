@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,11 +174,13 @@ def reconstruction_psnr_db(vae: AutoencoderKL, batches: Iterable[torch.Tensor]) 
     return -10.0 * math.log10(max(squared_error / count, 1e-12))
 
 
-def fit(batches: Iterable[torch.Tensor], settings: FitConfig) -> AutoencoderKL:
+def fit(
+    batches: Iterable[torch.Tensor], settings: FitConfig, after_step: Callable[[int], None] = lambda done: None
+) -> AutoencoderKL:
     """Return a small autoencoder fitted on pictures in -1..1 whose scaled latents have unit deviation.
 
     `batches` yields (B, C, H, W) tensors and is read again from its start when it ends; it may be a list.
-    Raises ValueError where it yields nothing.
+    `after_step` is called with the number of steps that are done. Raises ValueError where it yields nothing.
     """
     batches = [piece for batch_BCHW in batches for piece in batch_BCHW.split(settings.batch_size)]
     if not batches:
@@ -194,6 +196,7 @@ def fit(batches: Iterable[torch.Tensor], settings: FitConfig) -> AutoencoderKL:
             _loss(vae, pixels_BCHW, settings).backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step()
+            after_step(step + 1)
     vae.eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=_scaling_factor(vae, batches))
     return vae

@@ -46,6 +46,9 @@ AFTER_MAIN_S = 60.0
 class CheckpointFailed(BadInput):
     """A checkpoint could not be written; raised on all ranks alike, with the ranks and their errors."""
 
+    exit_code = 1
+    """No bad input: a store that was away may be back at the next start."""
+
 
 class Writer:
     """One checkpoint at a time, written while the steps go on. All methods are called by all ranks alike."""

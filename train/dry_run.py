@@ -7,31 +7,45 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from curate.bad_input import BadInput
 from train.config import BatchConfig, TrainConfig
+from train.launch import num_ranks
 from train.model import count_parameters, meta_unet
 from train.zero_settings import deepspeed_settings
 
 GPUS = 256
+"""Of a run whose `ranks` is auto, where the micro-batch is said."""
 GRAD_ACCUMULATIONS = (1, 2, 4)
 """Passes of a step that are worth their traffic."""
 
 
 def dry_run(config: TrainConfig, as_json: bool = False) -> None:
-    """Print everything that a person checks before paying for a run."""
-    told = what_would_run(config)
-    print(json.dumps(told) if as_json else "\n".join(lines(config, told)))
+    """Print what a person checks before paying for a run; raises BadInput afterwards where the batch does not fit."""
+    gpus = planned_gpus(config)
+    told = what_would_run(config, gpus)
+    print(json.dumps(told) if as_json else "\n".join(lines(config, told)), flush=True)
+    try:
+        config.batch.for_ranks(gpus)
+    except BadInput as error:
+        raise BadInput(f"{error}; or plan another number of GPUs with --ranks") from error
 
 
-def what_would_run(config: TrainConfig) -> dict[str, Any]:
+def planned_gpus(config: TrainConfig) -> int:
+    """Return `ranks`; where it is auto, GPUS, or what this machine has where the micro-batch is what they leave."""
+    return GPUS if config.ranks == "auto" and config.batch.micro_batch is not None else num_ranks(config)
+
+
+def what_would_run(config: TrainConfig, gpus: int) -> dict[str, Any]:
     """Return parameter counts, DeepSpeed's settings and the batch arithmetic."""
     batch = config.batch
-    micro_batch = batch.micro_batch or max(1, batch.global_batch // batch.grad_accumulation)
+    micro_batch = batch.micro_batch or max(1, batch.global_batch // (gpus * batch.grad_accumulation))
     config = dataclasses.replace(config, batch=dataclasses.replace(batch, micro_batch=micro_batch))
     return {
         "model": config.model,
         "parameters": parameters_by_part(config),
         "deepspeed": deepspeed_settings(config, on_gpu=True),
-        "batch": [arithmetic(config.batch, *shape) for shape in shapes(config.batch)],
+        "gpus": gpus,
+        "batch": [arithmetic(config.batch, gpus, *shape) for shape in shapes(config.batch, gpus)],
     }
 
 
@@ -42,7 +56,7 @@ def lines(config: TrainConfig, told: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<16} {count:>15,}"
     yield "DeepSpeed settings"
     yield json.dumps(told["deepspeed"], indent=2)
-    yield f"batch arithmetic for {GPUS} GPUs, global batch {config.batch.global_batch}"
+    yield f"batch arithmetic for {told['gpus']} GPUs, global batch {config.batch.global_batch}"
     yield from (f"  {line}" for line in told["batch"])
 
 
@@ -53,20 +67,20 @@ def parameters_by_part(config: TrainConfig) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count} | {"all": count_parameters(unet.parameters())}
 
 
-def shapes(batch: BatchConfig) -> list[tuple[int, int]]:
+def shapes(batch: BatchConfig, gpus: int) -> list[tuple[int, int]]:
     """Return (micro-batch, gradient accumulation): the configured ones, then those that make up the global batch."""
-    share, rest = divmod(batch.global_batch, GPUS)
+    share, rest = divmod(batch.global_batch, gpus)
     fits = [(share // passes, passes) for passes in GRAD_ACCUMULATIONS if not rest and share % passes == 0 and share]
     return list(dict.fromkeys([(batch.samples_a_pass, batch.grad_accumulation), *fits]))
 
 
-def arithmetic(batch: BatchConfig, micro_batch: int, grad_accumulation: int) -> str:
+def arithmetic(batch: BatchConfig, gpus: int, micro_batch: int, grad_accumulation: int) -> str:
     """Return one line: the product, and whether it is the global batch."""
-    product = GPUS * micro_batch * grad_accumulation
-    line = f"{GPUS} ranks x micro-batch {micro_batch} x accumulation {grad_accumulation} = {product}"
+    product = gpus * micro_batch * grad_accumulation
+    line = f"{gpus} ranks x micro-batch {micro_batch} x accumulation {grad_accumulation} = {product}"
     candidate = dataclasses.replace(batch, micro_batch=micro_batch, grad_accumulation=grad_accumulation)
     try:
-        candidate.check(GPUS)
+        candidate.check(gpus)
     except ValueError as error:
         return f"{line}: not the global batch {batch.global_batch}; {str(error).split('; ')[-1]}"
     return f"{line}: ok"

@@ -44,8 +44,12 @@ def test_untrained_weights_must_be_allowed(capsys):
 
 
 def test_a_missing_file_and_no_file_are_told(tmp_path, capsys, monkeypatch):
-    assert "nowhere.yaml" in refused(capsys, "--config", "nowhere.yaml")
     monkeypatch.chdir(tmp_path)
+    fix = "give a YAML file of settings; python pipelines/run.py --init writes one to start from"
+    assert (
+        refused(capsys, "--config", "nowhere.yaml") == f"x: --config nowhere.yaml: no such file or directory: {fix}\n"
+    )
+    assert refused(capsys, "--config", ".") == f"x: --config .: is a directory: {fix}\n"
     assert "--init" in refused(capsys)
 
 

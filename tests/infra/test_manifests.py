@@ -190,6 +190,15 @@ def test_slurm_requeues_failures_and_then_gives_up(cluster: Path) -> None:
     assert calls(cluster) == ["dcgmi diag -r 1", TRAINED, requeue, *deeper, requeue, *deeper]
 
 
+def test_slurm_does_not_requeue_what_ended_for_bad_input(cluster: Path) -> None:
+    for code, wanted in (("1", 0), ("2", 2), ("7", 0)):  # the mark of an earlier start does not count
+        process = start(cluster, "train.yaml", TRAIN_CODE=code)
+        output = process.communicate(timeout=20)[0]
+        assert process.returncode == wanted
+        assert ("not back into the queue" in output) == (code == "2")
+    assert calls(cluster).count("scontrol requeue 12345") == 2
+
+
 def test_slurm_stops_before_training_on_a_sick_node(cluster: Path) -> None:
     process = start(cluster, "train.yaml", DCGMI_CODE="1")
     output = process.communicate(timeout=20)[0]

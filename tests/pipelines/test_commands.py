@@ -108,6 +108,25 @@ def test_init_writes_a_configuration_that_reads(tmp_path):
     assert again.returncode == 2
 
 
+def test_sigterm_ends_a_run_with_143_and_one_line(tmp_path):
+    write_dump(tmp_path, 12)
+    process = subprocess.Popen(
+        [sys.executable, "pipelines/run.py", "--config", str(dump_only(tmp_path))],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out/tables/captions/_receipts/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert said.endswith("pipelines/run.py: stopped; what is finished is kept: run the same command to go on\n")
+    assert "SIGTERM received" not in said and "Traceback" not in said
+
+
 def test_a_killed_run_goes_on_to_the_same_tables(tmp_path):
     for name in ("whole", "killed"):
         write_dump(tmp_path / name, 12)

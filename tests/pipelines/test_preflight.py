@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from curate.bad_input import BadInput
-from curate.config import ClipSpec, CurationConfig, DedupConfig, EmbedConfig, EncodeConfig, WebSource
+from curate.config import ClipSpec, CurationConfig, DedupConfig, DumpSource, EmbedConfig, EncodeConfig, WebSource
 from curate.weights import MissingWeights
+from pipelines.dedup import dedup
+from pipelines.ingest import ingest
 from pipelines.preflight import preflight
 from pipelines.run import STEPS
+from pipelines.runner import Runner
 
 
 @pytest.fixture
@@ -46,3 +49,22 @@ def test_untrained_embeddings_do_not_decide_what_looks_the_same(config: Curation
         preflight(untrained, ["dedup"])
     for eps in (None, 0.001):
         preflight(dataclasses.replace(untrained, dedup=DedupConfig(semantic_eps=eps)), ["dedup"])
+
+
+def test_dedup_alone_refuses_untrained_embeddings(config: CurationConfig) -> None:
+    untrained = dataclasses.replace(config, embed=EmbedConfig(clip=ClipSpec(weights=None, allow_untrained=True)))
+    with Runner(untrained) as runner, pytest.raises(BadInput, match=r"dedup.semantic_eps = 0.05: "):
+        dedup(runner)
+
+
+def test_ingest_alone_lists_no_dump_before_the_crawls_have_their_lists(config: CurationConfig, tmp_path: Path) -> None:
+    (tmp_path / "dump").mkdir()
+    (tmp_path / "dump" / "a.jpg").write_bytes(b"a picture")
+    dump = DumpSource(name="dump", folder=str(tmp_path / "dump"))
+    crawl = WebSource(name="crawl", url_list=str(tmp_path / "*.csv"))
+    with (
+        Runner(dataclasses.replace(config, web=[crawl], dumps=[dump])) as runner,
+        pytest.raises(BadInput, match=r"web.crawl.url_list = .*\*.csv: no such file"),
+    ):
+        ingest(runner)
+    assert not (tmp_path / "root").exists()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipelines import progress
+from pipelines import encode, progress
 from pipelines.progress import Progress, time_left
 
 
@@ -43,3 +43,15 @@ def test_a_log_hears_of_a_long_fragment_before_it_ends(capsys, monkeypatch):
     said = capsys.readouterr().err.splitlines()
     assert len(said) > 2
     assert set(said[:-1]) == {"features       0/2 fragments, at work for 0:00:00"}
+
+
+def test_a_long_fit_tells_its_steps(capsys, monkeypatch):
+    clock = iter([0.0, 5.0, 15.0, 20.0, 30.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    after_step = encode.fit_progress(300)
+    for step in (10, 30, 40, 60):
+        after_step(step)
+    assert capsys.readouterr().err.splitlines() == [
+        "encode: fitting the autoencoder, 30/300 steps, 0:02:15 left",
+        "encode: fitting the autoencoder, 60/300 steps, 0:02:00 left",
+    ]

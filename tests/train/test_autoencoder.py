@@ -58,7 +58,9 @@ def test_missing_weights_and_folders_are_told(tmp_path, monkeypatch):
 
 def test_a_fitted_one_reconstructs_and_its_latents_have_unit_deviation(tmp_path):
     batch_BCHW = torch.stack([autoencoder.pixels(picture(number, (32, 32))) for number in range(8)])
-    vae = autoencoder.fit([batch_BCHW], SMALL)
+    steps: list[int] = []
+    vae = autoencoder.fit([batch_BCHW], SMALL, steps.append)
+    assert steps == list(range(1, SMALL.steps + 1))
     untrained = autoencoder.fit([batch_BCHW], autoencoder.FitConfig(steps=1, block_out_channels=(8, 8, 16)))
     fitted_db = autoencoder.reconstruction_psnr_db(vae, [batch_BCHW])
     assert fitted_db > autoencoder.reconstruction_psnr_db(untrained, [batch_BCHW]) + 2

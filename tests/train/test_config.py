@@ -12,6 +12,7 @@ import pytest
 from tests.train.synthetic_root import Tiny
 from train.config import BatchConfig, ObjectiveConfig, TrainConfig
 from train.recipes import RECIPES, base, refiner, staged
+from train.run import main
 from train.settings import read_train_settings, section
 
 TRAIN = Path(__file__).parents[2] / "train"
@@ -111,6 +112,33 @@ def test_impossible_batch_arithmetic_names_values_and_fix() -> None:
         BatchConfig().check(3)
     with pytest.raises(ValueError, match=r"set batch.grad_accumulation to 2"):
         BatchConfig().check(128)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "printed", "told"),
+    [
+        (
+            ["--ranks", "auto"],
+            2,
+            "256 ranks x micro-batch 2 x accumulation 1 = 512: not the global batch 4;",
+            "global_batch = 4;",
+        ),
+        (["--ranks", "2"], 0, "2 ranks x micro-batch 2 x accumulation 1 = 4: ok", ""),
+        (["--ranks", "3"], 2, "3 ranks x micro-batch 2 x accumulation 1 = 6: not the global batch 4;", "--ranks"),
+        (["--ranks", "4", "--batch.micro_batch", "null"], 0, "4 ranks x micro-batch 1 x accumulation 1 = 4: ok", ""),
+    ],
+)
+def test_a_dry_run_of_a_batch_that_does_not_fit_prints_the_plan_and_ends_with_2(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, printed: str, told: str
+) -> None:
+    try:
+        ended = main(["base", "--config", str(tiny.config), "--dry-run", *flags])
+    except SystemExit as stopped:
+        ended = stopped.code
+    shown = capsys.readouterr()
+    assert ended == code
+    assert printed in shown.out and told in shown.err
+    assert shown.err.count("\n") == (1 if code else 0)
 
 
 def test_misspelt_keys_are_refused_by_name() -> None:

@@ -170,7 +170,7 @@ def test_plan_for_people_names_settings(tiny: Tiny, capsys: pytest.CaptureFixtur
     assert main(["base", "--config", str(tiny.config), "--gpus", "2", "--gpu", "l40s", "--price", "1.5"]) == 0
     printed = capsys.readouterr().out
     assert "recommended: batch.micro_batch 2, batch.grad_accumulation 1, speed.activation_checkpointing none" in printed
-    assert "at 1.5 an hour" in printed
+    assert " US dollars at 1.5 an hour" in printed
 
 
 def test_a_network_that_does_not_fit_is_said(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +182,9 @@ def test_a_network_that_does_not_fit_is_said(tiny: Tiny, capsys: pytest.CaptureF
     ("flags", "said"),
     [
         (["--gpus", "0"], "gpus = 0: must be at least 1"),
-        (["--gpus", "3"], "gpus = 3: batch.global_batch 4 is no multiple of it"),
+        (["--gpus", "3"], "gpus = 3: batch.global_batch 4 is no multiple; take 2 or 4"),
+        (["--gpus", "100", "--batch.global_batch", "2048"], "global_batch 2048 is no multiple; take 64 or 128"),
+        (["--gpus", "5"], "gpus = 5: batch.global_batch 4 is no multiple; take 4\n"),
         (["--gpus", "2", "--mfu", "1.5"], "mfu = 1.5: must be above 0"),
         (["--link_efficiency", "0"], "link_efficiency = 0.0: must be above 0 and at most 1"),
         (["--gpus_per_node", "0"], "gpus_per_node = 0: must be above 0"),

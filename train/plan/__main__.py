@@ -74,9 +74,11 @@ def plan(config: TrainConfig, gpus: int, gpu: Gpu, assumed: Assumptions) -> dict
     """Return everything that is printed, as JSON values; raises BadInput where the global batch cannot be made up."""
     from train.plan.shapes import Costs, best, shapes
 
+    global_batch = config.batch.global_batch
+    nearest = " or ".join(map(str, nearest_divisors(global_batch, gpus)))
+    require(global_batch % gpus == 0, "gpus", gpus, f"batch.global_batch {global_batch} is no multiple; take {nearest}")
     costs = Costs.of(config)
     found = shapes(config, costs, gpus, gpu, assumed)
-    require(bool(found), "gpus", gpus, f"batch.global_batch {config.batch.global_batch} is no multiple of it")
     chosen = best(found)
     by_gpus = {
         ranks: shape.told()
@@ -87,7 +89,7 @@ def plan(config: TrainConfig, gpus: int, gpu: Gpu, assumed: Assumptions) -> dict
     return {
         "model": config.model,
         "gpus": gpus,
-        "global_batch": config.batch.global_batch,
+        "global_batch": global_batch,
         "zero_stage": config.zero.stage,
         "side_px": config.unet.sample_size * 8,
         "assumptions": dataclasses.asdict(assumed),
@@ -102,10 +104,17 @@ def plan(config: TrainConfig, gpus: int, gpu: Gpu, assumed: Assumptions) -> dict
     }
 
 
+def nearest_divisors(number: int, other: int) -> list[int]:
+    """Return the largest divisor of a number below another number, and the smallest above it, if there is one."""
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    below, above = [d for d in divisors if d < other], [d for d in divisors if d > other]
+    return below[-1:] + above[:1]
+
+
 def _flags(parser: Any) -> None:
     parser.add_argument("--gpus", type=int, default=256, help="GPUs of the run (default: 256)")
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of GPU (default: h100)")
-    parser.add_argument("--price", type=float, help="money for an hour of one GPU (default: a round assumption)")
+    parser.add_argument("--price", type=float, help="US dollars for an hour of one GPU (default: a round assumption)")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--svg", metavar="FILE", help="draw one step by the number of GPUs")
     for field in dataclasses.fields(Assumptions):

@@ -18,7 +18,7 @@ class Gpu:
     intra_gb_s: float
     """What one GPU sends to the others of its node, 10^9 bytes a second, one direction."""
     price: float
-    """Money for an hour of one GPU: an assumption, not a quotation."""
+    """US dollars for an hour of one GPU: an assumption, not a quotation."""
 
 
 GPUS = {

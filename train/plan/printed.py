@@ -65,7 +65,7 @@ def _recommended(told: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"{told['steps']:,} steps of {chosen['step_s']:.3f} s: {told['days']:.1f} days,"
-        f" {told['gpu_hours']:,.0f} GPU hours, {told['money']:,.0f} at {told['gpu']['price']:g} an hour"
+        f" {told['gpu_hours']:,.0f} GPU hours, {told['money']:,.0f} US dollars at {told['gpu']['price']:g} an hour"
     )
     yield ""
     yield "one step by GPUs, each with its best shape (seconds; exposed: what computing does not hide)"
