@@ -23,6 +23,9 @@ from train.config import TrainConfig
 from train.precision import DTYPES
 from train.zero_settings import check_understood, deepspeed_settings
 
+NORM_PIECE = 2**18
+"""Elements of a gradient whose norm is taken at once: their copy in fp64 stays in the processor's cache."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -61,6 +64,8 @@ class Engine:
         assert len(_masters(self.zero)) == 1, "one parameter group is one flat vector"
         if config.zero.stage == 1 and config.precision == "bf16":
             self._take_over_gradients()
+        elif config.zero.stage == 1 and world.device.type == "cpu":
+            self._take_over_reduction()
 
     @property
     def unet(self) -> nn.Module:
@@ -181,6 +186,40 @@ class Engine:
         if share < 1.0:
             torch._foreach_mul_(whole, share)
         return []
+
+    def _take_over_reduction(self) -> None:
+        """Put a method in the place of that with which ZeRO-1 in fp32 on a CPU reduces gradients one by one.
+
+        DeepSpeed flattens them into buckets, copies the sums back and flattens those again, each time in new memory.
+        Here one vector holds them all, and stays from step to step.
+        """
+        zero = self.zero
+        assert callable(zero.reduce_gradients) and callable(zero._get_preflattened_grad_partition)
+        assert not zero.overlap_comm and not zero.cpu_offload and not zero.use_grad_accum_attribute
+        (parameters,), (weights,) = zero.bit16_groups, zero.bit16_groups_flat
+        ends = itertools.accumulate(parameter.numel() for parameter in parameters)
+        offsets = [parameter.storage_offset() for parameter in parameters]
+        assert offsets == [0, *ends][:-1] and zero.partition_size == [weights.numel() // self.world.size]
+        self._gradient = torch.zeros_like(weights)
+        zero.reduce_gradients = self._reduce_gradients
+
+    @torch.no_grad()
+    def _reduce_gradients(self, pipeline_parallel: bool = False) -> None:
+        """Hand this rank's part of the mean gradient to DeepSpeed, which takes its norm piece by piece and clips it."""
+        from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
+
+        zero = self.zero
+        (parameters,), (owned,), (size,) = zero.bit16_groups, zero.params_in_partition, zero.partition_size
+        found = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        torch.cat([each.reshape(-1) for each in found], out=self._gradient[: sum(map(torch.numel, found))])
+        if self.world.size > 1:
+            self._gradient.div_(self.world.size)
+            for bucket in self._gradient.split(zero.reduce_bucket_size):
+                dist.all_reduce(bucket, group=zero.dp_process_group)
+        part = self._gradient.narrow(0, self.world.rank * size, size)
+        pieces = part.chunk(max(1, min(len(owned), size // NORM_PIECE)))  # of more than parameters it would miss some
+        zero.averaged_gradients[0] = GradPartitionBufferGroup(pieces, part)
+        zero.zero_grad()
 
     @torch.no_grad()
     def _show(self, part: torch.Tensor) -> None:

@@ -31,6 +31,7 @@ def main() -> None:
     wrong_gradients_are_caught(config, world)
     bf16_weights_survive_what_is_not_finite(config, world)
     flat_gradient_is_deepspeeds(config, world)
+    reduced_gradient_is_deepspeeds(config, world)
     fewer_larger_passes_reduce_less(config, world)
     closing_lets_go(config, world)
     dist.barrier()
@@ -119,6 +120,27 @@ def closing_lets_go(config: TrainConfig, world: World) -> None:
         del engine, unet
         gc.collect()
         assert [each() is None for each in held] == [True] * 4, (precision, stage, held)
+
+
+def reduced_gradient_is_deepspeeds(config: TrainConfig, world: World) -> None:
+    """ZeRO-1 in fp32 reduces one vector: the numbers, norm and weights of DeepSpeed's own method, and no stale ones."""
+    small = small_config(replace(config, precision="fp32", zero=ZeroConfig(stage=1)), world)
+    ours, theirs = (Engine(small, small_unet(small), world) for _ in range(2))
+    del theirs.zero.reduce_gradients  # the class' own one is behind it
+    for engine in (ours, theirs):
+        for loss in losses(small, engine.engine, engine.dtype, world):
+            engine.backward(loss() * 100.0)
+    listed = torch.cat([part.flatten() for part in theirs.zero.averaged_gradients[0]])
+    part = ours.zero.averaged_gradients[0].flat_partition
+    assert len(theirs.zero.averaged_gradients[0]) > 50 and torch.equal(part, listed) and part.any()
+    stepped, expected = ours.step(1e-3), theirs.step(1e-3)
+    assert expected.grad_norm > 2.0 * config.optimizer.clip_norm, expected
+    assert abs(stepped.grad_norm / expected.grad_norm - 1.0) < 1e-6, (stepped, expected)
+    torch.testing.assert_close(ours.master, theirs.master, rtol=0.0, atol=1e-7)
+    ours.zero.reduce_gradients()
+    assert not ours.zero.averaged_gradients[0].flat_partition.any(), "no pass reached a parameter since the step"
+    for engine in (ours, theirs):
+        engine.close()
 
 
 def step_of(config: TrainConfig, engine: Engine, world: World, factor: float) -> Stepped:
