@@ -23,6 +23,8 @@ FINDINGS = {
     "score": ("scores", "blocklist_hit"),
 }
 """By step: the table and column of what it finds against a sample."""
+OF_THE_FUNNEL = ("features", "duplicates", "scores", "selection")
+"""Tables that the exact funnel is told from; while one is made anew, an older selection is still there."""
 FINE = (None, "ok", False, "eval_set")
 """Values that are nothing against a sample."""
 
@@ -34,7 +36,7 @@ def stats(root: Root) -> dict[str, Any]:
         "root": root.url,
         "tables": {name: {"state": table.state, "rows": _rows(root, table)} for name, table in found.items()},
         "findings": {step: _findings(root, found[table], column) for step, (table, column) in FINDINGS.items()},
-        "funnel": funnel(root) if found["selection"].state == "complete" else None,
+        "funnel": funnel(root) if all(found[table].state == "complete" for table in OF_THE_FUNNEL) else None,
     }
 
 

@@ -19,6 +19,7 @@ import yaml
 
 from curate.bad_input import BadInput
 from pipelines.explain import lines, story
+from pipelines.stats import lines as stats_lines
 from pipelines.stats import stats
 from pipelines.store import Root
 from schemas.tables import TABLES, version_of
@@ -156,6 +157,18 @@ def test_stats_of_a_finished_run_are_run_jsons(root):
     assert stats(root)["funnel"] == record["funnel"]
     assert record["funnel"]["rows_in"] == 10
     assert record["models"] == {}
+
+
+@pytest.mark.parametrize("table", ["features", "duplicates", "scores"])
+def test_stats_while_a_table_before_the_selection_is_made_anew(root, table):
+    kept = Path(root.path(f"tables/{table}/_run.json"))
+    kept.rename(kept.with_suffix(".away"))
+    try:
+        found = stats(root)
+        assert found["funnel"] is None and found["tables"][table]["state"] == "being made"
+        assert any(line.startswith(table) for line in stats_lines(root, found))
+    finally:
+        kept.with_suffix(".away").rename(kept)
 
 
 def test_receipts_say_the_version_of_their_table(root):
