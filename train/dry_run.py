@@ -56,7 +56,8 @@ def lines(config: TrainConfig, told: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<16} {count:>15,}"
     yield "DeepSpeed settings"
     yield json.dumps(told["deepspeed"], indent=2)
-    yield f"batch arithmetic for {told['gpus']} GPUs, global batch {config.batch.global_batch}"
+    batch = f"global batch {config.batch.global_batch}"
+    yield f"batch arithmetic for {told['gpus']} GPUs, {batch} (for their memory: python -m train.plan)"
     yield from (f"  {line}" for line in told["batch"])
 
 
