@@ -20,8 +20,13 @@ EXIT_CODES = "exit codes: 0 done, 1 failed or found something wrong, 2 bad input
 
 MENDABLE = (BadInput, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 """Errors that are the input's, not the program's: told in one line."""
-OBJECT_STORE = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "EndpointConnectionError"}
-"""So are these of botocore, by name: its import takes longer than a command's help."""
+OBJECT_STORE = {
+    "NoCredentialsError": BAD,
+    "PartialCredentialsError": BAD,
+    "ProfileNotFound": BAD,
+    "EndpointConnectionError": FAILED,  # a wrong endpoint, or one that is away for a while
+}
+"""So are these of botocore, by name, with their exit codes: its import takes longer than a command's help."""
 
 
 def stop(prog: str, message: str, code: int = BAD) -> NoReturn:
@@ -57,14 +62,18 @@ class told_in_one_line:
             number = _ARRIVED[0] if _ARRIVED else signal.SIGINT
             stop(self._prog, f"stopped; {self._go_on}", 128 + number)
         cause = root_cause(error)
-        if isinstance(cause, self._mendable) or (_is_botocores(cause) and type(cause).__name__ in OBJECT_STORE):
+        code = self._code(cause)
+        if code is not None:
             if "--debug" in sys.argv:
                 traceback.print_exception(kind, error, trace)
-            stop(self._prog, str(cause), getattr(cause, "exit_code", BAD))
+            stop(self._prog, str(cause), code)
 
-
-def _is_botocores(error: Any) -> bool:
-    return type(error).__module__ == "botocore.exceptions"
+    def _code(self, cause: Any) -> int | None:
+        """Return how the process ends for an error that is told in one line, None for others."""
+        if isinstance(cause, self._mendable):
+            return getattr(cause, "exit_code", BAD)
+        of_botocore = type(cause).__module__ == "botocore.exceptions"
+        return OBJECT_STORE.get(type(cause).__name__) if of_botocore else None
 
 
 _ARRIVED: list[int] = []

@@ -13,8 +13,6 @@ from train.launch import num_ranks
 from train.model import count_parameters, meta_unet
 from train.zero_settings import deepspeed_settings
 
-GPUS = 256
-"""Of a run whose `ranks` is auto, where the micro-batch is said."""
 GRAD_ACCUMULATIONS = (1, 2, 4)
 """Passes of a step that are worth their traffic."""
 
@@ -31,8 +29,11 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
 
 
 def planned_gpus(config: TrainConfig) -> int:
-    """Return `ranks`; where it is auto, GPUS, or what this machine has where the micro-batch is what they leave."""
-    return GPUS if config.ranks == "auto" and config.batch.micro_batch is not None else num_ranks(config)
+    """Return `ranks`; where it is auto, as many as make up the global batch, or this machine's if any number does."""
+    batch = config.batch
+    if config.ranks != "auto" or batch.micro_batch is None:
+        return num_ranks(config)
+    return max(1, batch.global_batch // (batch.micro_batch * batch.grad_accumulation))
 
 
 def what_would_run(config: TrainConfig, gpus: int) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from curate.bad_input import BadInput
 from curate.command_line import DONE, EXIT_CODES, told_in_one_line
 from curate.config_help import About
 from train.config import TrainConfig
+from train.folder_lock import FolderInUse, folder_lock
 from train.launch import adopt_launcher, num_ranks, run_ranks
 from train.recipes import STAGES_STEPS
 from train.settings import model_asked_for, read_train_settings
@@ -78,7 +80,8 @@ def _be_a_rank(config: TrainConfig, resume: str) -> int:
     from train.loop import train
 
     rank = int(os.environ["RANK"])
-    with told_in_one_line(PROG if rank == 0 else f"{PROG}, rank {rank}", GO_ON):
+    alone = folder_lock(config) if rank == 0 else nullcontext()
+    with told_in_one_line(PROG if rank == 0 else f"{PROG}, rank {rank}", GO_ON, also=(FolderInUse,)), alone:
         train(config, resume)
     return DONE
 

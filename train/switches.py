@@ -54,9 +54,10 @@ def check_switches(speed: SpeedConfig, device: torch.device) -> None:
     """Raise ValueError for what this device does not allow."""
     on_gpu = device.type == "cuda"
     fits = on_gpu or speed.attention in ("auto", *CPU_BACKENDS)
-    require(fits, "speed.attention", speed.attention, f"needs a GPU; a CPU has {', '.join(CPU_BACKENDS)}")
+    require(fits, "speed.attention", speed.attention, f"needs a GPU; set it to auto, {' or '.join(CPU_BACKENDS)}")
     for name in ("cuda_graphs", "fused_kernels"):
-        require(on_gpu or not getattr(speed, name), f"speed.{name}", getattr(speed, name), "needs a GPU")
+        fix = "needs a GPU; set it to false"
+        require(on_gpu or not getattr(speed, name), f"speed.{name}", getattr(speed, name), fix)
 
 
 def recompute(unet: nn.Module, blocks: str) -> None:

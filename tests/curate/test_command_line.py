@@ -41,6 +41,11 @@ def test_an_object_store_without_credentials_is_one_line():
     assert (done.returncode, done.stderr) == (2, "x: Unable to locate credentials\n")
 
 
+def test_an_object_store_that_is_away_is_one_line_and_no_bad_input():
+    done = run("__import__('botocore.exceptions').exceptions.EndpointConnectionError(endpoint_url='http://s')")
+    assert (done.returncode, done.stderr) == (1, 'x: Could not connect to the endpoint URL: "http://s"\n')
+
+
 def test_debug_shows_the_traceback_first():
     done = run("BadInput('steps = 0')", "--debug")
     assert done.returncode == 2

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,23 @@ def test_the_training_job_is_256_ranks_of_the_trainer() -> None:
     assert words[words.index("-m") :] == ["-m", "train.run", "base", "--config", "/etc/darkroom/darkroom.yaml"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert "tini" in (INFRA / "Containerfile").read_text()
+
+
+def test_the_training_job_fails_for_good_where_the_settings_are_wrong(tmp_path: Path) -> None:
+    _, job = yaml.safe_load_all((INFRA / "kubernetes" / "train.yaml").read_text())
+    (check,) = job["spec"]["template"]["spec"]["initContainers"]
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["containerName"]) == ("FailJob", check["name"])
+    words = check["command"]
+    settings = tmp_path / "darkroom.yaml"
+    words = [sys.executable, *words[words.index("-m") :]]
+    words[words.index("--config") + 1] = str(settings)
+    for text, code in (
+        ("train: {base: {}}", 0),
+        ("train: {base: {batch: {micro_batch: 6}}}", 2),
+        ("train: {base: {stpes: 6}}", 2),
+    ):
+        settings.write_text(text)
+        done = subprocess.run(words, cwd=INFRA.parent, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert (code in rule["onExitCodes"]["values"]) == (code == 2)

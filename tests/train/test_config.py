@@ -117,12 +117,8 @@ def test_impossible_batch_arithmetic_names_values_and_fix() -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "printed", "told"),
     [
-        (
-            ["--ranks", "auto"],
-            2,
-            "256 ranks x micro-batch 2 x accumulation 1 = 512: not the global batch 4;",
-            "global_batch = 4;",
-        ),
+        (["--ranks", "auto"], 0, "2 ranks x micro-batch 2 x accumulation 1 = 4: ok", ""),
+        (["--ranks", "auto", "--batch.global_batch", "5"], 2, "2 ranks x micro-batch 2 x accumulation 1 = 4: not", ""),
         (["--ranks", "2"], 0, "2 ranks x micro-batch 2 x accumulation 1 = 4: ok", ""),
         (["--ranks", "3"], 2, "3 ranks x micro-batch 2 x accumulation 1 = 6: not the global batch 4;", "--ranks"),
         (["--ranks", "4", "--batch.micro_batch", "null"], 0, "4 ranks x micro-batch 1 x accumulation 1 = 4: ok", ""),

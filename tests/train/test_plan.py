@@ -160,6 +160,9 @@ def test_plan_recommends_what_fits_and_is_fastest(
     fitting = [shape for shape in told["shapes"] if shape["fits"]]
     assert told["recommended"]["step_s"] == min(shape["step_s"] for shape in fitting)
     assert {(shape["micro_batch"] * shape["accumulation"]) for shape in told["shapes"]} == {8}
+    chosen = told["recommended"]
+    at_the_peak = [chosen["memory_gb"][name] for name in chosen["held_at_the_peak"]]
+    assert sum(at_the_peak) == pytest.approx(chosen["memory_gb_needed"])
     assert [*told["by_gpus"]] == ["8", "16", "32", "64"]
     assert told["money"] == pytest.approx(told["gpu_hours"] * told["gpu"]["price"])
     bands = ElementTree.parse(f"{tmp_path}/step.svg").getroot().findall("{http://www.w3.org/2000/svg}rect")
@@ -174,8 +177,21 @@ def test_plan_for_people_names_settings(tiny: Tiny, capsys: pytest.CaptureFixtur
 
 
 def test_a_network_that_does_not_fit_is_said(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["base", "--config", str(tiny.config), "--gpus", "2", "--reserved_gb", "80"]) == 0
-    assert "nothing fits into 80 GB" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["base", "--config", str(tiny.config), "--gpus", "2", "--reserved_gb", "80"])
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "gpu = h100: nothing fits into its 80 GB; take more GPUs" in printed.err
+    assert "no  " in printed.out  # the table comes all the same
+
+
+def test_the_configured_shape_is_marked_or_said_not_to_fit(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["base", "--config", str(tiny.config), "--batch.global_batch", "12", "--gpus", "2"]
+    assert main([*flags, "--batch.micro_batch", "3", "--batch.grad_accumulation", "2"]) == 0
+    marked = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith("as configured")]
+    assert [line[:3] for line in marked] == [["3", "2", "none"]]
+    assert main([*flags, "--batch.micro_batch", "3", "--batch.grad_accumulation", "1"]) == 0
+    assert "as configured it is not: batch: 2 ranks x micro_batch 3 x" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -313,9 +313,9 @@ def saved_bytes(config: TrainConfig, blocks: str) -> int:
 @pytest.mark.parametrize(
     ("speed", "told"),
     [
-        ({"attention": "cudnn"}, "speed.attention = 'cudnn': needs a GPU; a CPU has flash, math"),
-        ({"cuda_graphs": True}, "speed.cuda_graphs = True: needs a GPU"),
-        (FUSED, "speed.fused_kernels = True: needs a GPU"),
+        ({"attention": "cudnn"}, "speed.attention = 'cudnn': needs a GPU; set it to auto, flash or math"),
+        ({"cuda_graphs": True}, "speed.cuda_graphs = True: needs a GPU; set it to false"),
+        (FUSED, "speed.fused_kernels = True: needs a GPU; set it to false"),
     ],
 )
 def test_what_a_cpu_lacks_is_refused(config: TrainConfig, speed: dict, told: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from curate.bad_input import BadInput
 from curate.command_line import DONE, EXIT_CODES, told_in_one_line
 from curate.config import require
 from curate.config_help import About
@@ -18,6 +19,7 @@ from train.settings import model_asked_for, read_train_settings
 
 PROG = "train.plan"
 EXAMPLE = "python -m train.plan base --gpus 256 --gpu h100"
+MORE = "take more GPUs, or GPUs with more memory"
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 USAGE = f"""usage: python -m train.plan base|refiner --gpus N --gpu {"|".join(GPUS)} [--SETTING VALUE]...
 
@@ -66,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
             from train.plan.drawing import svg
 
             Path(flags.svg).write_text(svg(told["by_gpus"]))
-        print(json.dumps(told) if flags.json else "\n".join(lines(told)))
+        print(json.dumps(told) if flags.json else "\n".join(lines(told)), flush=True)
+        if told["recommended"] is None:
+            raise BadInput(f"gpu = {flags.gpu}: nothing fits into its {gpu.memory_gb:g} GB; {MORE}")
     return DONE
 
 
@@ -94,6 +98,7 @@ def plan(config: TrainConfig, gpus: int, gpu: Gpu, assumed: Assumptions) -> dict
         "side_px": config.unet.sample_size * 8,
         "assumptions": dataclasses.asdict(assumed),
         "costs": costs.told(),
+        "configured": configured(config, gpus),
         "shapes": [shape.told() for shape in found],
         "recommended": chosen.told() if chosen else None,
         "steps": config.steps,
@@ -101,6 +106,19 @@ def plan(config: TrainConfig, gpus: int, gpu: Gpu, assumed: Assumptions) -> dict
         "gpu_hours": hours * gpus if hours is not None else None,
         "money": hours * gpus * gpu.price if hours is not None else None,
         "by_gpus": by_gpus,
+    }
+
+
+def configured(config: TrainConfig, gpus: int) -> dict[str, Any]:
+    """Return the shape that the settings ask for, or under `refused` why they do not make up the global batch."""
+    try:
+        batch = config.batch.for_ranks(gpus)
+    except BadInput as error:
+        return {"refused": str(error)}
+    return {
+        "micro_batch": batch.micro_batch,
+        "accumulation": batch.grad_accumulation,
+        "activation_checkpointing": config.speed.activation_checkpointing,
     }
 
 

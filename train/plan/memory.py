@@ -12,6 +12,8 @@ MASTER_AND_MOMENTS_BYTES, EMA_BYTES = 12, 4
 SAVED, BACKWARD = "activations saved for the backward pass", "more at the peak of the backward pass"
 GRADIENTS = "gradients of a pass, at its end"
 ENCODING, STEP = "encoding of pictures, before", "copies of the own part's gradient, at the step"
+TIMES = ((ENCODING,), (SAVED, BACKWARD), (GRADIENTS,), (STEP,))
+"""What is held for a part of the step only, by that part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +74,16 @@ def bucket_bytes(config: TrainConfig) -> int:
     return width * buckets + (sent_bytes(config) if sent_bytes(config) != width else 0)
 
 
+def at_the_peak(items: dict[str, float]) -> dict[str, float]:
+    """Return the items that are held when most is: the lasting ones, and those of one time of the step.
+
+    Pictures are encoded, activations held, gradients added up, the optimiser steps: one after the other.
+    """
+    peak = max(TIMES, key=lambda names: sum(items[name] for name in names))
+    past = {name for names in TIMES if names != peak for name in names}
+    return {name: size for name, size in items.items() if name not in past}
+
+
 def needed_gb(items: dict[str, float]) -> float:
-    """Return the largest sum: pictures are encoded, activations held, gradients added up, the optimiser steps."""
-    at_times = (ENCODING, SAVED, BACKWARD, GRADIENTS, STEP)
-    always = sum(size for name, size in items.items() if name not in at_times)
-    return always + max(items[ENCODING], items[SAVED] + items[BACKWARD], items[GRADIENTS], items[STEP])
+    """Return the most that is held at a time."""
+    return sum(at_the_peak(items).values())

@@ -24,7 +24,10 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
             f"  {shape['micro_batch']:>5}  {shape['accumulation']:>5}  {shape['activation_checkpointing']:>12}"
             f"  {shape['memory_gb_needed']:>9.1f}  {'yes' if shape['fits'] else 'no':>4}"
             f"  {shape['step_s']:>6.3f}  {shape['images_per_s']:>8,.0f}"
+            + ("  as configured" if told["configured"].items() <= shape.items() else "")
         )
+    if "refused" in told["configured"]:
+        yield f"as configured it is not: {told['configured']['refused']}"
     yield from _recommended(told)
 
 
@@ -49,7 +52,7 @@ def _recommended(told: dict[str, Any]) -> Iterator[str]:
     chosen = told["recommended"]
     yield ""
     if chosen is None:
-        yield f"nothing fits into {told['gpu']['memory_gb']:g} GB: take more GPUs, or GPUs with more memory"
+        yield "nothing fits"
         return
     yield (
         f"recommended: batch.micro_batch {chosen['micro_batch']}, batch.grad_accumulation {chosen['accumulation']},"
@@ -57,7 +60,8 @@ def _recommended(told: dict[str, Any]) -> Iterator[str]:
     )
     for name, size in chosen["memory_gb"].items():
         if size:
-            yield f"  {name:<46} {size:>8.3f} GB"
+            past = "" if name in chosen["held_at_the_peak"] else ", not at that time"
+            yield f"  {name:<46} {size:>8.3f} GB{past}"
     yield f"  {'needed at a time':<46} {chosen['memory_gb_needed']:>8.3f} GB"
     yield (
         f"  each GPU sends {chosen['reduce_gb']:.2f} GB of gradients and {chosen['gather_gb']:.2f} GB of weights a step"

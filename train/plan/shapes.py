@@ -9,7 +9,7 @@ from typing import Any, get_args
 from train.config import TrainConfig
 from train.model import count_parameters, meta_unet
 from train.plan.gpus import Assumptions, Gpu
-from train.plan.memory import GB, Frozen, memory_gb, needed_gb, sent_bytes
+from train.plan.memory import GB, Frozen, at_the_peak, memory_gb, needed_gb, sent_bytes
 from train.plan.network import TOKENS, Counted, count_encoder, count_unet, text_parameters
 from train.plan.step import Step, bars, simulate
 from train.speed import Recomputed
@@ -82,6 +82,7 @@ class Shape:
             "accumulation": self.accumulation,
             "activation_checkpointing": self.recomputed,
             "memory_gb": self.memory_gb,
+            "held_at_the_peak": [*at_the_peak(self.memory_gb)],
             "memory_gb_needed": needed_gb(self.memory_gb),
             "fits": self.fits,
             "reduce_gb": self.sent_gb[0],
@@ -95,11 +96,15 @@ class Shape:
 
 
 def shapes(config: TrainConfig, costs: Costs, gpus: int, gpu: Gpu, assumed: Assumptions) -> list[Shape]:
-    """Return the ways with a power of two as micro-batch; none where the global batch is no multiple of `gpus`."""
+    """Return the ways with a power of two or the configured number as micro-batch.
+
+    There are none where the global batch is no multiple of `gpus`.
+    """
     share, rest = divmod(config.batch.global_batch, gpus)
     if rest:
         return []
-    micro_batches = [2**power for power in range(MAX_MICRO_BATCH.bit_length()) if share % 2**power == 0]
+    tried = {2**power for power in range(MAX_MICRO_BATCH.bit_length())} | {config.batch.micro_batch or 1}
+    micro_batches = sorted(micro_batch for micro_batch in tried if share % micro_batch == 0)
     return [
         _shape(config, costs, gpus, gpu, assumed, micro_batch=micro_batch, recomputed=recomputed)
         for recomputed in costs.by_recomputed
