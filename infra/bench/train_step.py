@@ -23,6 +23,7 @@ import functools
 import gc
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -338,8 +339,10 @@ def write_run(root: Path, config: TrainConfig, hw: tuple[int, int]) -> Path:
     )
     save_vae(vae, root / "vae")
     (root / "latents/run.json").write_text(json.dumps(latent_facts(vae)))
+    settings = run_settings(root, config)
+    settings["unet"]["sample_size"] = math.isqrt(hw[0] * hw[1])  # pictures of another size would be refused
     file = root / "darkroom.yaml"
-    file.write_text(yaml.safe_dump({"root": str(root), "train": {config.model: run_settings(root, config)}}))
+    file.write_text(yaml.safe_dump({"root": str(root), "train": {config.model: settings}}))
     return file
 
 
