@@ -20,6 +20,7 @@ MODULES = (
     "train.sample",
     "train.index",
     "train.data",
+    "train.checkpoint",
     "train.plan",
     "train.evaluate",
 )

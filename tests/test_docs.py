@@ -247,6 +247,7 @@ ENOUGH = {
     "train.plan": ["base"],
     "train.evaluate": ["base", "--root", "r"],
     "train.data": ["--root", "r", "--check"],
+    "train.checkpoint": ["folder"],
 }
 """Words that a command cannot do without."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from curate.bad_input import BadInput
-from train.exported import load_pipeline
+from train.export.exported import load_pipeline
 from train.micro_conditioning import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {

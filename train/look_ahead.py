@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 
 from curate.bad_input import BadInput
 from train.clock import Clock
-from train.data import Batch
+from train.data.loader import Batch
 from train.objective import Inputs
 
 

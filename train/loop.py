@@ -19,24 +19,24 @@ import torch
 import torch.distributed as dist
 
 from curate.bad_input import BadInput
-from train import checkpoint
-from train.checkpoint import Writer
+from train.checkpoint.files import read_state
+from train.checkpoint.writer import Writer
 from train.clock import Clock
 from train.config import OptimizerConfig, TrainConfig
-from train.data import Loader, dropped
+from train.data.loader import Loader, dropped
+from train.data.read_ahead import cache_advice
+from train.data.samples import check_data
 from train.ema import Ema, export_ema
 from train.engine import Engine, World, start_world
 from train.evaluate.during import Evaluation
 from train.flops import Utilisation
-from train.index_ready import index_of_split, validation_index
+from train.index.ready import index_of_split, validation_index
 from train.look_ahead import LookAhead
 from train.model import build_unet, count_parameters, predict
 from train.non_finite import Recovery, gather_uids
 from train.objective import Frozen, Objective
-from train.read_ahead import cache_advice
 from train.report import Report
 from train.resume import continue_run, state_of
-from train.samples import check_data
 from train.self_test import self_test
 from train.switches import apply_switches, check_switches
 from train.watch import SpikeDetector, Watchdog
@@ -145,7 +145,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
             said = f"loss {mean_loss}, gradient norm {stepped.grad_norm}; weights untouched"
             back_to = recovery.follow(said, step - 1, uids, engine, ema)
             if back_to is not None:
-                saved, step = back_to, checkpoint.read_state(back_to).step
+                saved, step = back_to, read_state(back_to).step
                 micro_batches.close()
                 micro_batches = LookAhead(loader.micro_batches(step, recovery.left_out), objective.inputs)
                 clock = Clock(step, config)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from train import checkpoint
+from train.checkpoint.newest import find, restore
 from train.config import TrainConfig
 from train.ema import Ema
 from train.engine import Engine, World
@@ -93,7 +93,7 @@ class Recovery:
         found = self._newest_checkpoint()
         if found is None:
             raise NonFinite(f"{text}; there is no whole checkpoint to roll back to")
-        to_step = checkpoint.restore(found, engine, ema).step
+        to_step = restore(found, engine, ema).step
         first = max(0, batch + 1 - self._config.watch.roll_back_leaves_out_steps)
         left_out = tuple(range(first, batch + 1))
         self.roll_backs.append(RollBack(batch=batch, to_step=to_step, left_out=left_out, uids=tuple(uids)))
@@ -106,7 +106,7 @@ class Recovery:
         """Return the newest whole one; the caller has waited for those that were still being written."""
         chosen: list[Any] = [None]
         if self._world.rank == 0:
-            chosen[0] = checkpoint.find(self._config.checkpoints_folder, "auto")
+            chosen[0] = find(self._config.checkpoints_folder, "auto")
         dist.broadcast_object_list(chosen, src=0)
         return chosen[0]
 

@@ -13,7 +13,9 @@ import torch
 from train.autoencoder import check_latents, fingerprint, latent_factor, load_vae, moments
 from train.conditioning import TextEncoder, drop_text
 from train.config import TrainConfig
-from train.data import Batch
+from train.data.loader import Batch
+from train.data.samples import ImageSource, LatentSource
+from train.data.shards import shard_reader
 from train.diffusion import (
     Draws,
     add_noise,
@@ -24,10 +26,8 @@ from train.diffusion import (
     squared_error,
     target,
 )
-from train.index import Index
+from train.index.reader import Index
 from train.precision import DTYPES
-from train.samples import ImageSource, LatentSource
-from train.shards import shard_reader
 from train.validation import latent_shape
 
 _STEP_DRAWS = 31

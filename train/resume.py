@@ -11,8 +11,8 @@ from typing import Any
 import torch.distributed as dist
 
 from curate.bad_input import BadInput
-from train import checkpoint
-from train.checkpoint import State
+from train.checkpoint.files import State, folder_of, read_state
+from train.checkpoint.newest import checkpoints_in, find, restore
 from train.config import TrainConfig
 from train.ema import Ema
 from train.engine import Engine, World
@@ -46,8 +46,8 @@ def continue_run(
     found = agree_on_checkpoint(config.checkpoints_folder, resume, engine.world)
     if found is None:
         return 0
-    check_same_run(found, checkpoint.read_state(found), config, data_digest)
-    step = checkpoint.restore(found, engine, ema).step
+    check_same_run(found, read_state(found), config, data_digest)
+    step = restore(found, engine, ema).step
     say(f"continuing after step {step} from {found}")
     return step
 
@@ -68,13 +68,13 @@ def agree_on_checkpoint(folder: str, resume: str, world: World) -> str | None:
 
 def _choose(folder: str, resume: str) -> str | None:
     """Return what to continue from; raises BadInput where `auto` would later continue from something else."""
-    there = checkpoint.checkpoints_in(folder)
+    there = checkpoints_in(folder)
     if resume == "none" and there:
         raise BadInput(f"--resume none: {folder} holds checkpoints; move them away, or set train.<model>.out")
-    found = checkpoint.find(folder, resume)
+    found = find(folder, resume)
     if found is not None and resume != "auto":
-        step = checkpoint.read_state(found).step
-        newer = [path for path in there if Path(path).name > checkpoint.folder_of(step)]
+        step = read_state(found).step
+        newer = [path for path in there if Path(path).name > folder_of(step)]
         if newer:
             fix = "move them away, or --resume auto would go on from them"
             raise BadInput(f"--resume {resume}: {', '.join(newer)} are of later steps; {fix}")

@@ -20,7 +20,7 @@ from curate.config import require
 from curate.config_file import read_settings
 from curate.config_help import About
 from train.config import TrainConfig
-from train.exported import export_folder
+from train.export.exported import export_folder
 from train.recipes import RECIPES
 from train.settings import read_train_settings, section
 
@@ -141,7 +141,7 @@ def read_prompts(settings: SampleConfig, index_parent: str) -> list[str]:
         if not lines:
             raise BadInput(f"prompts = {settings.prompts}: no prompts in it")
         return lines
-    from train.index import open_index
+    from train.index.reader import open_index
 
     index = open_index(Path(index_parent) / "train")
     looked_at = min(len(index), CAPTION_ROWS)

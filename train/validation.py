@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 
 from train.config import ObjectiveConfig, TrainConfig
-from train.data import Batch, collate
+from train.data.loader import Batch, collate
+from train.data.samples import Part, Source, read_pick
 from train.diffusion import Draws, draw, timestep_at
 from train.engine import World
-from train.index import Index
-from train.samples import Part, Source, read_pick
+from train.index.reader import Index
 
 _VALIDATION = 21
 BINS = 8

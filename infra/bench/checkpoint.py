@@ -28,7 +28,8 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
 
-from train.checkpoint import State, Writer  # noqa: E402
+from train.checkpoint.files import State  # noqa: E402
+from train.checkpoint.writer import Writer  # noqa: E402
 from train.config import BatchConfig  # noqa: E402
 from train.ema import Ema  # noqa: E402
 from train.engine import Engine, World, start_world  # noqa: E402

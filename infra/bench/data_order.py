@@ -71,7 +71,7 @@ def fresh_process(index: Path, step: int) -> dict[str, float]:
 def measure(folder: Path, step: int) -> dict[str, float]:
     """Return seconds to the first batch with all its rows read, for each later batch, and the peak of memory."""
     started = time.perf_counter()
-    from train.index import open_index
+    from train.index.reader import open_index
     from train.order import Order
 
     index = open_index(folder)
@@ -96,7 +96,7 @@ def measure(folder: Path, step: int) -> dict[str, float]:
 
 def write_index(folder: Path, num_rows: int, sparse: bool) -> None:
     from curate.buckets import SDXL_1024
-    from train.index import ROW, VERSION
+    from train.index.reader import ROW, VERSION
 
     folder.mkdir()
     counts = [num_rows // 40 + (number < num_rows % 40) for number in range(40)]
@@ -129,7 +129,8 @@ def build_rate(root: Path, num_rows: int) -> dict[str, float]:
 
     from curate.buckets import SDXL_1024
     from schemas.shards import SCHEMA
-    from train.index_build import TABLE_COLUMNS, IndexOf, build_index
+    from train.index.build import IndexOf, build_index
+    from train.index.fragments import TABLE_COLUMNS
 
     rng = np.random.default_rng(0)
     (root / "tables/shards").mkdir(parents=True)

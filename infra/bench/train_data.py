@@ -75,12 +75,12 @@ def ours(root: Path, kind: str, count: int) -> Iterator[Any]:
     from dataclasses import replace
 
     from train.config import BatchConfig, LoaderConfig
-    from train.data import Loader
-    from train.index import open_index
-    from train.index_build import IndexOf, build_index
+    from train.data.loader import Loader
+    from train.data.samples import ImageSource, LatentSource
+    from train.data.shards import ShardReader
+    from train.index.build import IndexOf, build_index
+    from train.index.reader import open_index
     from train.recipes import base
-    from train.samples import ImageSource, LatentSource
-    from train.shards import ShardReader
 
     folder = root / "index/train"
     if not folder.exists():

@@ -25,6 +25,7 @@ COMMANDS = [
             "train.plan base",
             "train.evaluate",
             "train.evaluate base",
+            "train.checkpoint",
             "curate.weights",
         )
     ],

@@ -29,8 +29,8 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401 - what ran
 import open_clip  # noqa: E402, F401
 import torch.utils.tensorboard  # noqa: E402, F401
 
-from train.checkpoint_store import Store  # noqa: E402
-from train.data import Loader  # noqa: E402
+from train.checkpoint.store import Store  # noqa: E402
+from train.data.loader import Loader  # noqa: E402
 from train.engine import Engine  # noqa: E402
 from train.loop import train  # noqa: E402
 from train.settings import read_train_settings  # noqa: E402

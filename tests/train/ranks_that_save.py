@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from tests.train.saving import numbers, state_at
-from train.checkpoint import CheckpointFailed, Writer, find
-from train.checkpoint_store import Store
+from train.checkpoint.newest import find
+from train.checkpoint.store import Store
+from train.checkpoint.writer import CheckpointFailed, Writer
 
 
 def main(folder: str) -> None:
@@ -40,7 +41,7 @@ def main(folder: str) -> None:
 
     alone = f"{folder}/of-rank-{rank}"  # as on nodes that do not share a disk
     os.mkdir(alone)
-    with mock.patch("train.checkpoint_writer.SEEN_WITHIN_S", 0.3):
+    with mock.patch("train.checkpoint.writer.SEEN_WITHIN_S", 0.3):
         try:
             Writer(alone, first.world, keep=1)
         except ValueError as error:

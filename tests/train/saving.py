@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from train.checkpoint import State
-from train.checkpoint_files import VECTORS
+from train.checkpoint.files import VECTORS, State
+from train.checkpoint.writer import Writer
 from train.ema import Ema
 from train.engine import World
 
@@ -64,6 +64,15 @@ def numbers(step: int) -> State:
     return State(
         step=step, seed=7, ema_updates=step, num_elements=NUM_ELEMENTS, adam_step=float(step), config={"a": [1, 2.5]}
     )
+
+
+def saved(folder: str | Path, step: int, keep: int = 9) -> str:
+    """Write a checkpoint with this process alone, and return where it is published."""
+    engine, ema = state_at(step)
+    writer = Writer(folder, engine.world, keep)
+    where = writer.save(engine, ema, numbers(step))  # type: ignore[arg-type]
+    writer.finish()
+    return where
 
 
 @contextlib.contextmanager

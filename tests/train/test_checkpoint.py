@@ -14,10 +14,22 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from tests.train.saving import NUM_ELEMENTS, Vectors, numbers, one_rank, part, state_at, whole
-from train.checkpoint import BrokenCheckpoint, CheckpointFailed, Writer, find, read_range, read_state, restore, save
-from train.checkpoint_files import MANIFEST, VECTORS, part_name, verify, write_manifest, write_part
-from train.checkpoint_store import Store, open_store
+from tests.train.saving import NUM_ELEMENTS, Vectors, numbers, one_rank, part, saved, state_at, whole
+from train.checkpoint.__main__ import main
+from train.checkpoint.files import (
+    MANIFEST,
+    VECTORS,
+    BrokenCheckpoint,
+    part_name,
+    read_range,
+    read_state,
+    verify,
+    write_manifest,
+    write_part,
+)
+from train.checkpoint.newest import find, restore
+from train.checkpoint.store import Store, open_store
+from train.checkpoint.writer import CheckpointFailed, Writer
 from train.launch import run_ranks
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,10 +39,6 @@ REPOSITORY = Path(__file__).parents[2]
 def group() -> Iterator[None]:
     with one_rank():
         yield
-
-
-def saved(folder: str | Path, step: int, keep: int = 9) -> str:
-    return save(folder, *state_at(step), numbers(step), keep)  # type: ignore[arg-type]
 
 
 def written_by(size: int, folder: Path, step: int = 1) -> str:
@@ -304,3 +312,20 @@ def test_an_object_store_holds_checkpoints_too(s3, capsys: pytest.CaptureFixture
 def test_a_bucket_that_is_not_there_is_named(s3) -> None:
     with pytest.raises(ValueError, match="checkpoints = s3://nowhere/run: cannot write there: "):
         Writer("s3://nowhere/run", state_at(0)[0].world, 1)
+
+
+def test_the_command_says_which_are_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "checkpoints"
+    old, new = (saved(folder, step) for step in (1, 2))
+    assert main([str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{old}: whole, step 1, {NUM_ELEMENTS:,} parameters, 0.000 GB in 1 parts\n{new}: whole, step 2," in shown
+    (file,) = Path(new).glob("part-*")
+    file.write_bytes(file.read_bytes()[:-4])
+    assert main([str(folder), "--json"]) == 1
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["whole"] and first["ema_updates"] == 1 and first["num_bytes"] > 16 * NUM_ELEMENTS
+    assert not second["whole"] and second["why"].startswith(f"{file.name} has")
+    assert main([old]) == 0 and main([new]) == 1
+    assert main([str(tmp_path / "elsewhere")]) == 1
+    assert "elsewhere: NOT whole: no manifest.json" in capsys.readouterr().out

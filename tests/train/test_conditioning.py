@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from curate.bad_input import BadInput
 from tests.train.synthetic_root import write_clip
-from train import single_file
 from train.conditioning import TextEncoder, drop_text, encode_tokens, pad
 from train.config import TextTower, TrainConfig, UNetConfig
-from train.convert import text_model, write_tokenizer
+from train.export import single_file
+from train.export.convert import text_model, write_tokenizer
 from train.micro_conditioning import time_ids
 from train.model import build_unet, meta_unet, output_layers, predict
 from train.recipes import CLIP_BIGG, CLIP_L, base

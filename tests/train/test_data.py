@@ -24,16 +24,11 @@ from PIL import Image
 from curate.bad_input import BadInput
 from tests.conftest import encoded
 from tests.train.synthetic_root import Tiny, member_bytes, picture
-from train import slots
 from train.autoencoder import check_latents, load_vae
 from train.config import AugmentConfig, BatchConfig, LoaderConfig, OrderConfig, TrainConfig
-from train.data import Batch, Loader, TooManyBad, dropped, order_of
-from train.index import Index, Member, Sample, open_index
-from train.index_build import IndexOf, build_index, is_current
-from train.index_build import index_folder as folder_of
-from train.micro_conditioning import mirrored_crop_left_px
-from train.recipes import base, refiner
-from train.samples import (
+from train.data import slots
+from train.data.loader import Batch, Loader, TooManyBad, dropped, order_of
+from train.data.samples import (
     STAND_INS,
     ImageSource,
     LatentSource,
@@ -51,8 +46,13 @@ from train.samples import (
     read_part,
     read_pick,
 )
+from train.data.shards import BadSample, ShardReader
+from train.index.build import IndexOf, build_index, is_current
+from train.index.build import index_folder as folder_of
+from train.index.reader import Index, Member, Sample, open_index
+from train.micro_conditioning import mirrored_crop_left_px
+from train.recipes import base, refiner
 from train.settings import read_train_settings
-from train.shards import BadSample, ShardReader
 
 FACTOR = 4
 
@@ -342,7 +342,7 @@ def test_bad_samples_are_counted_up_to_the_rate_then_an_error(damaged: Path, tin
 
 
 def test_the_check_finds_every_planted_fault(damaged: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    from train.check_data import main
+    from train.data.check import main
 
     shutil.copytree(tiny.root / "latents", damaged / "latents")
     for split in ("train", "val"):
@@ -375,8 +375,8 @@ def test_the_check_finds_every_planted_fault(damaged: Path, tiny: Tiny, capsys: 
 def test_the_check_finds_entries_that_point_at_other_members(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from train.check_data import main
-    from train.index import ROW
+    from train.data.check import main
+    from train.index.reader import ROW
 
     for part in ("shards", "tables", "latents"):
         shutil.copytree(tiny.root / part, tmp_path / part)
@@ -403,7 +403,7 @@ def test_the_check_finds_entries_that_point_at_other_members(
 
 
 def test_the_check_finds_a_picture_that_does_not_fill_its_bucket(tiny: Tiny) -> None:
-    from train.check_data import _check_picture
+    from train.data.check import _check_picture
 
     sample = index_of(tiny.root).sample(0)
     data = member_bytes(tiny.root, vars(sample.picture))

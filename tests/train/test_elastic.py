@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from tests.train.synthetic_root import Tiny
-from train.checkpoint import find, read_range, read_state
-from train.checkpoint_files import MANIFEST, VECTORS
+from train.checkpoint.files import MANIFEST, VECTORS, read_range, read_state
+from train.checkpoint.newest import find
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 6

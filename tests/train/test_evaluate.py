@@ -24,14 +24,14 @@ from curate.config import ClipSpec
 from tests.train.exported import trained
 from tests.train.synthetic_root import Tiny, write_clip
 from tests.train.test_data import index_of, settings_of
-from train import export
 from train.config import TrainConfig
 from train.config_evaluation import DrawConfig, EvaluateConfig, GridsConfig
 from train.evaluate import distances, features
 from train.evaluate.cases import Case, batches, cases_of_samples, grid_cases
 from train.evaluate.denoise import Painter
-from train.exported import load_pipeline
-from train.index import Index
+from train.export import __main__ as export
+from train.export.exported import load_pipeline
+from train.index.reader import Index
 from train.model import predict, start_from
 from train.objective import Frozen
 

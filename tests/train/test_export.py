@@ -26,9 +26,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.train.exported import trained
 from tests.train.synthetic_root import Tiny
-from train import export, export_check, provenance, single_file
 from train.autoencoder import SDXL_VAE
-from train.convert import text_model
+from train.export import __main__ as export
+from train.export import check as export_check
+from train.export import provenance, single_file
+from train.export.convert import text_model
 from train.model import build_unet, meta_unet, unet_arguments
 from train.recipes import RECIPES
 

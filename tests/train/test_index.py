@@ -20,11 +20,13 @@ import torch.distributed as dist
 
 from tests.conftest import encoded, picture
 from tests.train.synthetic_root import write_root
-from train import index as index_module
-from train import index_ready, index_rows
-from train.index import open_index
-from train.index_build import IndexOf, build_index, is_current
-from train.index_ready import ready_index
+from train.data.check import main as check
+from train.index import ready as index_ready
+from train.index import rows as index_rows
+from train.index.__main__ import main
+from train.index.build import IndexOf, build_index, is_current
+from train.index.reader import open_index
+from train.index.ready import ready_index
 
 
 @pytest.fixture
@@ -137,12 +139,12 @@ def test_a_damaged_index_is_refused(root: Path) -> None:
 
 
 def test_the_command_builds_every_split_and_names_what_is_missing(root: Path, tmp_path: Path, capsys) -> None:
-    assert index_module.main(["--root", str(root)]) == 0
+    assert main(["--root", str(root)]) == 0
     printed = capsys.readouterr().out
     assert "index/train: 16 rows in 2 groups, 0 of weight 0 left out" in printed
     assert "index/val: 4 rows in 2 groups" in printed
     with pytest.raises(SystemExit) as ended:
-        index_module.main(["--root", str(tmp_path / "empty")])
+        main(["--root", str(tmp_path / "empty")])
     assert ended.value.code == 2
     assert "run curation up to the export step" in capsys.readouterr().err
 
@@ -251,8 +253,6 @@ def test_only_the_score_may_be_null(root: Path) -> None:
 
 
 def test_the_check_takes_every_layout_that_the_index_takes(tmp_path: Path, capsys) -> None:
-    from train.check_data import main
-
     (tmp_path / "shards/train").mkdir(parents=True)
     with tarfile.open(tmp_path / "shards/train/a.tar", "w") as tar:
         for name in ("./k0000.png", "./photo.1.png", "./photo.1.txt", "./photo.2.png", "./notes.md"):
@@ -260,8 +260,8 @@ def test_the_check_takes_every_layout_that_the_index_takes(tmp_path: Path, capsy
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    assert index_module.main(["--root", str(tmp_path), "--resolution_px", "64"]) == 0
-    assert main(["--root", str(tmp_path), "--check"]) == 0
+    assert main(["--root", str(tmp_path), "--resolution_px", "64"]) == 0
+    assert check(["--root", str(tmp_path), "--check"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 3
 
 

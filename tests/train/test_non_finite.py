@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.train.synthetic_root import Tiny
-from train.checkpoint import read_range, read_state
+from train.checkpoint.files import read_range, read_state
 from train.engine import World
 from train.non_finite import Recovery, RollBack, read_roll_backs, write_roll_backs
 from train.recipes import base

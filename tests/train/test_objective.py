@@ -15,9 +15,9 @@ from tests.train.synthetic_root import Tiny
 from tests.train.test_data import index_of, settings_of
 from train.autoencoder import load_vae
 from train.config import BatchConfig, ObjectiveConfig, TrainConfig
-from train.convert import text_model, write_tokenizer
-from train.data import Batch, Loader
+from train.data.loader import Batch, Loader
 from train.diffusion import add_noise, alphas_cumprod, draw, squared_error
+from train.export.convert import text_model, write_tokenizer
 from train.model import build_unet, predict
 from train.objective import Frozen, Objective
 from train.recipes import base, refiner

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.saving import numbers, one_rank, state_at
-from train.checkpoint import State, save
+from tests.train.saving import one_rank, saved, state_at
+from train.checkpoint.files import State
 from train.config import LoaderConfig, OrderConfig, TrainConfig
 from train.recipes import base
 from train.resume import agree_on_checkpoint, check_same_run
@@ -64,7 +64,7 @@ def test_what_auto_would_later_go_on_from_is_refused(tmp_path: Path, capsys: pyt
         world = state_at(0)[0].world
         assert agree_on_checkpoint(folder, "auto", world) is None
         assert agree_on_checkpoint(folder, "none", world) is None
-        old, new = (save(folder, *state_at(step), numbers(step), 9) for step in (2, 4))  # type: ignore[arg-type]
+        old, new = (saved(folder, step) for step in (2, 4))
         assert agree_on_checkpoint(folder, "auto", world) == agree_on_checkpoint(folder, new, world) == new
         with pytest.raises(ValueError, match="--resume none: .* holds checkpoints; move them away"):
             agree_on_checkpoint(folder, "none", world)

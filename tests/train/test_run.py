@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tests.train.synthetic_root import Tiny
-from train.checkpoint import read_range, read_state, verify
+from train.checkpoint.files import read_range, read_state, verify
 from train.launch import adopt_launcher, run_ranks
 
 REPOSITORY = Path(__file__).parents[2]
@@ -161,7 +161,8 @@ def test_a_loss_spike_ends_the_run_where_it_should(tiny: Tiny, tmp_path: Path) -
 
 
 def test_export_loads_back_equal_and_samples_are_drawn(whole_run: Path, tiny: Tiny, tmp_path: Path) -> None:
-    from train import export, sample
+    from train import sample
+    from train.export import __main__ as export
 
     online = tiny.variant(tmp_path, "refiner", source="images", steps=2, ranks=1, out=None)
     online_batch = ["--batch.micro_batch", "4"]

@@ -18,12 +18,13 @@ from PIL import Image
 from curate.bad_input import BadInput
 from tests.train.exported import trained
 from tests.train.synthetic_root import Tiny
-from train import draw, export, sample
+from train import draw, sample
 from train.autoencoder import load_vae
 from train.conditioning import TextEncoder
 from train.config import TrainConfig
 from train.draw import SAMPLERS, Drawing, draw_pixels, scheduler, steps_of_each
-from train.exported import load_pipeline
+from train.export import __main__ as export
+from train.export.exported import load_pipeline
 from train.model import start_from
 
 PROMPTS = ["a cat", "a red chair in an empty room", "the sea"]

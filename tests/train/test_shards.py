@@ -17,15 +17,15 @@ from moto.server import ThreadedMotoServer
 
 from tests.train.synthetic_root import Tiny, write_root
 from tests.train.test_data import global_batches, index_of, latents_of, loaders, settings_of
-from train import shards
 from train.config import BatchConfig, LoaderConfig, OrderConfig
-from train.data import Loader
-from train.index import Member, open_index
-from train.index_build import IndexOf, build_index, is_current
-from train.read_ahead import ReadAhead, cache_advice
+from train.data import shards
+from train.data.loader import Loader
+from train.data.read_ahead import ReadAhead, cache_advice
+from train.data.samples import LatentSource
+from train.data.shards import BadSample, BlockCache, ShardReader, shard_reader
+from train.index.build import IndexOf, build_index, is_current
+from train.index.reader import Member, open_index
 from train.recipes import base
-from train.samples import LatentSource
-from train.shards import BadSample, BlockCache, ShardReader, shard_reader
 
 REPOSITORY = Path(__file__).parents[2]
 

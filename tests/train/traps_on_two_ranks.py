@@ -20,11 +20,11 @@ from torch import nn
 
 from tests.train.test_data import index_of
 from train.config import BatchConfig, TrainConfig
-from train.data import Loader
+from train.data.loader import Loader
 from train.ema import Ema
 from train.engine import Engine, World, start_world
 from train.evaluate.scores import Scorer
-from train.index import Index
+from train.index.reader import Index
 from train.model import build_unet, count_parameters, predict
 from train.objective import Frozen, Objective
 from train.settings import read_train_settings

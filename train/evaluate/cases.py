@@ -9,7 +9,7 @@ from pathlib import Path
 
 from curate.bad_input import BadInput
 from train.config import TrainConfig
-from train.index import Index
+from train.index.reader import Index
 from train.micro_conditioning import AESTHETIC_SCORE, time_ids
 
 

@@ -15,13 +15,13 @@ from diffusers import EulerDiscreteScheduler
 from train.autoencoder import load_vae
 from train.config import TrainConfig
 from train.config_evaluation import DrawConfig
-from train.data import collate
+from train.data.loader import collate
+from train.data.samples import read_pick
 from train.diffusion import sample_latents, sampler_schedule
 from train.evaluate.cases import Case, batches
-from train.index import Index
+from train.index.reader import Index
 from train.micro_conditioning import NEGATIVE_AESTHETIC_SCORE
 from train.objective import Frozen, Predict
-from train.samples import read_pick
 from train.validation import unchanged
 
 

@@ -18,7 +18,7 @@ from train.evaluate.cases import grid_cases
 from train.evaluate.denoise import Painter
 from train.evaluate.grids import draw_grid, save_grid
 from train.evaluate.scores import Scorer, append
-from train.index import Index
+from train.index.reader import Index
 from train.objective import Frozen, Objective
 from train.report import Report
 from train.validation import Validation

@@ -19,18 +19,18 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from curate.weights import default_weights_dir, known_sha256, registered
 from train.config import TrainConfig
 from train.config_evaluation import EvaluateConfig
+from train.data.samples import ImageSource, read_pick
+from train.data.shards import shard_reader
 from train.engine import World
 from train.evaluate import distances
 from train.evaluate.cases import Case, batches, cases_of_samples
 from train.evaluate.denoise import Painter
 from train.evaluate.features import INCEPTION_RESIZER, Extractor, Features, joined
-from train.index import Index
-from train.index_ready import index_of_split, validation_index
+from train.index.reader import Index
+from train.index.ready import index_of_split, validation_index
 from train.model import predict
 from train.objective import Frozen
 from train.precision import DTYPES
-from train.samples import ImageSource, read_pick
-from train.shards import shard_reader
 from train.validation import unchanged
 
 FEATURES = "features"

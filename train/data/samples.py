@@ -21,10 +21,10 @@ from PIL import Image
 from curate.bad_input import BadInput
 from curate.image import DECODER_ERRORS
 from train.config import AugmentConfig, TrainConfig
-from train.index import Index, Member, Sample
+from train.data.shards import BadSample, ShardReader
+from train.index.reader import Index, Member, Sample
 from train.micro_conditioning import mirrored_crop_left_px, time_ids
 from train.permutation import key
-from train.shards import BadSample, ShardReader
 
 _FLIP, _JITTER, _STAND_IN = 11, 12, 13
 STAND_INS = 16

@@ -13,7 +13,7 @@ import yaml
 
 from curate.commit import git_commit
 from train.config import TrainConfig
-from train.provenance import curation_record, sources_and_licences
+from train.export.provenance import curation_record, sources_and_licences
 from train.report import versions
 
 CARD, SUMS, PROVENANCE = "README.md", "SHA256SUMS", "provenance"

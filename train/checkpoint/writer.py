@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from curate.bad_input import BadInput
-from train.checkpoint_files import (
+from train.checkpoint.files import (
     MANIFEST,
     MOMENTS,
     POINTER,
@@ -28,7 +28,7 @@ from train.checkpoint_files import (
     write_manifest,
     write_part,
 )
-from train.checkpoint_store import open_store
+from train.checkpoint.store import open_store
 
 if TYPE_CHECKING:
     from train.ema import Ema

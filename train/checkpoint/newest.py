@@ -1,8 +1,4 @@
-"""Checkpoints: save the state of all ranks, find the newest whole one, and put it back at any world size.
-
-`checkpoint_files` says what a checkpoint holds, `checkpoint_writer` how it is written beside the steps and
-published, `checkpoint_store` where it may lie.
-"""
+"""The newest whole checkpoint: found, and put back at any world size."""
 
 from __future__ import annotations
 
@@ -11,46 +7,10 @@ import os
 import torch
 
 from curate.bad_input import BadInput
-from train.checkpoint_files import (
-    MOMENTS,
-    VECTORS,
-    BrokenCheckpoint,
-    State,
-    folder_of,
-    read_range,
-    read_state,
-    verify,
-)
-from train.checkpoint_store import open_store
-from train.checkpoint_writer import CheckpointFailed, Writer
+from train.checkpoint.files import MOMENTS, VECTORS, BrokenCheckpoint, State, read_range, read_state, verify
+from train.checkpoint.store import open_store
 from train.ema import Ema
 from train.engine import Engine
-
-__all__ = [
-    "BrokenCheckpoint",
-    "CheckpointFailed",
-    "State",
-    "Writer",
-    "checkpoints_in",
-    "find",
-    "folder_of",
-    "read_range",
-    "read_state",
-    "restore",
-    "save",
-    "verify",
-]
-
-
-def save(folder: str | os.PathLike[str], engine: Engine, ema: Ema, state: State, keep: int) -> str:
-    """Write a checkpoint with all ranks, wait until it is published, and return where it is.
-
-    A `Writer` does the same while the steps go on.
-    """
-    writer = Writer(folder, engine.world, keep)
-    where = writer.save(engine, ema, state)
-    writer.finish()
-    return where
 
 
 def find(folder: str | os.PathLike[str], resume: str) -> str | None:

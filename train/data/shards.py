@@ -16,7 +16,7 @@ from typing import Any, Literal
 import fsspec
 
 from train.config import LoaderConfig
-from train.index import Member
+from train.index.reader import Member
 
 LOCKS = 64
 """Blocks that are fetched at the same time on one node."""

@@ -6,7 +6,6 @@ Fragments are read twice, by processes side by side: first counted by group, the
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -19,49 +18,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import fsspec
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from curate.bad_input import BadInput
-from train.index import ROW, VERSION, open_index
-from train.index_rows import Plan, lay_fragment, plan_index, survey_fragment
+from train.index.fragments import Fragments
+from train.index.reader import ROW, VERSION, open_index
+from train.index.rows import Plan, lay_fragment, plan_index, survey_fragment
+from train.index.tables import table_fragments
+from train.index.tars import tar_fragments
 
 DEFAULT_WEIGHT = "1"
-TABLE_COLUMNS = (
-    "uid",
-    "source",
-    "split",
-    "shard",
-    "offset",
-    "num_bytes",
-    "bucket_height_px",
-    "bucket_width_px",
-    "original_height_px",
-    "original_width_px",
-    "crop_top_px",
-    "crop_left_px",
-    "aesthetic",
-    "caption",
-)
 FRAGMENTS_A_PROCESS = 8
 """Fragments that a process must find at least, to be worth its start."""
-WEIGHT_COLUMN = "weight"
-"""Of tables from version 2 on; `order.weight: weight` asks for it."""
-LATENT_COLUMNS = ("uid", "split", "variant", "shard", "offset", "num_bytes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fragments:
-    """Tables to be indexed, and what identifies them all."""
-
-    readers: tuple[Callable[[], pa.Table], ...]
-    """In the order of the shards, one for each fragment, to be called in any process; each returns TABLE_COLUMNS and,
-    where there are latents, their places."""
-    digest: str
-    """Changes when any of them does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,57 +146,4 @@ def _digest(fragments: Fragments, weight: str) -> str:
 
 def _fragments(what: IndexOf) -> Fragments:
     """Return what there is to index: the tables' fragments by their manifests, or else the tars."""
-    fs, folder = fsspec.core.url_to_fs(what.root)
-    said = _manifest(fs, f"{folder}/tables/shards/_run.json")
-    if said is None:
-        from train.index_tars import tar_fragments
-
-        return tar_fragments(what.root, what.split, what.resolution_px)
-    latents = _manifest(fs, f"{folder}/tables/latents/_run.json")
-    with_latents = set((latents or {"fragments": {}})["fragments"])
-    readers = tuple(
-        functools.partial(read_fragment, what.root, what.split, name, name in with_latents)
-        for name in sorted(said["fragments"])
-    )
-    identity = [said["fragments"], (latents or {}).get("fragments")]
-    return Fragments(readers=readers, digest=hashlib.sha256(json.dumps(identity).encode()).hexdigest())
-
-
-def read_fragment(root: str, split: str, name: str, with_latents: bool) -> pa.Table:
-    """Return a split's rows of a fragment of the shards table, with the places of their latents where there are any."""
-    fs, folder = fsspec.core.url_to_fs(root)
-    rows = _read(fs, f"{folder}/tables/shards/{name}.parquet", (*TABLE_COLUMNS, WEIGHT_COLUMN), split)
-    if not with_latents:
-        return rows
-    return _with_latents(rows, _read(fs, f"{folder}/tables/latents/{name}.parquet", LATENT_COLUMNS, split))
-
-
-def _manifest(fs: Any, path: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(fs.cat_file(path))
-    except FileNotFoundError:
-        return None
-
-
-def _read(fs: Any, path: str, columns: tuple[str, ...], split: str) -> pa.Table:
-    with fs.open(path, "rb") as file:
-        # pyarrow 26.0.1 aborts at interpreter exit where a threaded read has only just ended
-        fragment = pq.ParquetFile(file)
-        there = [name for name in columns if name in fragment.schema_arrow.names or name != WEIGHT_COLUMN]
-        table = fragment.read(columns=there, use_threads=False)
-    return table.filter(pc.equal(table.column("split"), split))
-
-
-def _with_latents(rows: pa.Table, latents: pa.Table) -> pa.Table:
-    """Join a fragment with its latents: one row for each sample, both variants beside each other."""
-    with duckdb.connect() as database:
-        database.register("fragment", rows)
-        database.register("encoded", latents)
-        return database.sql(
-            """SELECT fragment.*, latent_shard, latent_bytes, latent_offset_0, latent_offset_1
-            FROM fragment LEFT JOIN (
-                SELECT uid, any_value(shard) AS latent_shard, max(num_bytes) AS latent_bytes,
-                    max("offset") FILTER (variant = 0) AS latent_offset_0,
-                    max("offset") FILTER (variant = 1) AS latent_offset_1
-                FROM encoded GROUP BY uid) USING (uid)"""
-        ).to_arrow_table()
+    return table_fragments(what.root, what.split) or tar_fragments(what.root, what.split, what.resolution_px)

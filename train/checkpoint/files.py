@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from curate.bad_input import BadInput
-from train.checkpoint_store import CHUNK_BYTES, Store, open_store
+from train.checkpoint.store import CHUNK_BYTES, Store, open_store
 
 MANIFEST, POINTER, FORMAT = "manifest.json", "latest", 2
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -12,7 +12,7 @@ from typing import Any
 from curate.command_line import DONE, FAILED, stop, told_in_one_line
 from curate.config_help import About
 from train.config import TrainConfig
-from train.exported import export_folder, hide_loading_bars, single_file_name
+from train.export.exported import export_folder, hide_loading_bars, single_file_name
 from train.recipes import RECIPES
 from train.settings import read_train_settings
 
@@ -48,7 +48,8 @@ def export(config: TrainConfig, single_file: str = "fp32") -> bool:
 
     `single_file` is the precision of the weights in the file with the original names, or "none" to write none.
     """
-    from train import export_check, model_card
+    from train.export import check as export_check
+    from train.export import model_card
 
     hide_loading_bars()
     pipeline, text = build_pipeline(config)
@@ -72,7 +73,7 @@ def export(config: TrainConfig, single_file: str = "fp32") -> bool:
 
 
 def _write_folder(config: TrainConfig, pipeline: Any, draft: Path) -> None:
-    from train.convert import write_tokenizer
+    from train.export.convert import write_tokenizer
 
     pipeline.save_pretrained(draft)
     for name, tower in _tokenizer_names(config):
@@ -81,7 +82,7 @@ def _write_folder(config: TrainConfig, pipeline: Any, draft: Path) -> None:
 
 def _write_single_file(config: TrainConfig, pipeline: Any, text: Any, path: Path, precision: str) -> dict[str, Any]:
     """Write the file with the original names, and return the weights that went into it, not rounded."""
-    from train import single_file
+    from train.export import single_file
 
     towers = single_file.text_parts(pipeline.text_encoder, text.towers[-1])
     weights = single_file.original_weights(pipeline.unet, pipeline.vae, towers)
@@ -97,8 +98,8 @@ def build_pipeline(config: TrainConfig) -> tuple[Any, Any]:
 
     from train.autoencoder import load_vae
     from train.conditioning import TextEncoder
-    from train.convert import text_model
     from train.diffusion import sampler_schedule
+    from train.export.convert import text_model
 
     text = TextEncoder(config.text_towers, torch.device("cpu"), torch.float32)
     parts: dict[str, Any] = {
@@ -146,7 +147,7 @@ def _tokenizer(tower: Any) -> Any:
     """Return the tokenizer of a tower by way of a temporary folder."""
     import tempfile
 
-    from train.convert import write_tokenizer
+    from train.export.convert import write_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         return write_tokenizer(Path(folder), tower)

@@ -21,7 +21,7 @@ from curate.buckets import ladder, nearest
 from curate.image import UnreadableImage, read_header
 from curate.resize import enlargement
 from curate.tar import TarMember, index_tar
-from train.index_build import Fragments
+from train.index.fragments import Fragments
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_SCORE, MAX_SIDE_PX = 1e30, 2**31 - 1
@@ -145,7 +145,7 @@ def _is_uid(value: object) -> bool:
 
 
 def _fitted(file: BinaryIO, shard: str, picture: TarMember, resolution_px: int) -> dict[str, int]:
-    """Return the conditioning of a picture that says nothing of itself, as `train.samples.fit_pixels` will cut it."""
+    """Return the conditioning of a picture that says nothing of itself, as `data.samples.fit_pixels` will cut it."""
     try:
         header = read_header(_bytes(file, picture))
     except UnreadableImage as error:

@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 
 from train.config import TIME_IDS, TrainConfig
-from train.exported import load_pipeline, load_single_file
+from train.export.exported import load_pipeline, load_single_file
+from train.export.single_file import rounded
 from train.model import start_from
-from train.single_file import rounded
 
 TEXT_TOLERANCE = 1e-4
 """Largest difference of text embeddings: open_clip and transformers do the same sums in another order."""

@@ -1,7 +1,5 @@
 """The loader: the micro-batches of one rank from any step on, read and decoded by worker processes.
 
-    python -m train.data --root ROOT --check     reads every shard and every entry of the index
-
 Shape legend: B batch, C channels, H and W height and width (of pictures in px, of moments in latent pixels),
 T micro-conditioning numbers.
 """
@@ -12,7 +10,6 @@ import json
 import math
 import multiprocessing
 import signal
-import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
@@ -25,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from curate.bad_input import BadInput
 from train.config import TrainConfig
-from train.index import Index, Member, Sample
+from train.data.read_ahead import ReadAhead
+from train.data.samples import Bad, LatentSource, Part, Source, read_pick
+from train.data.shards import ShardReader
+from train.data.slots import Slots, view
+from train.index.reader import Index, Member, Sample
 from train.order import Order, Picks, rank_positions
-from train.read_ahead import ReadAhead
-from train.samples import Bad, LatentSource, Part, Source, read_pick
-from train.shards import ShardReader
-from train.slots import Slots, view
 
 HELD_BATCHES = 4
 """Micro-batches that the trainer may hold on to before workers take memory of their own."""
@@ -275,7 +272,7 @@ class _Reading(Dataset):
 def _forkserver() -> Any:
     """Workers come from a process without CUDA, threads and open connections, which has imported this module."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.data"])
+    context.set_forkserver_preload([__name__])
     return context
 
 
@@ -288,9 +285,3 @@ def _one_thread(_worker: int) -> None:
 
 def _as_it_is(read: Read | BadInput) -> Read | BadInput:
     return read
-
-
-if __name__ == "__main__":
-    from train.check_data import main
-
-    sys.exit(main(sys.argv[1:]))

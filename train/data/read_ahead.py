@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from train.config import TrainConfig
-from train.index import Index, Member
-from train.shards import ShardReader
+from train.data.shards import ShardReader
+from train.index.reader import Index, Member
 
 
 class ReadAhead:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.bad_input import BadInput
-from train.index import ROW
+from train.index.reader import ROW
 
 MAX_GROUPS = 4096
 COPIED = (

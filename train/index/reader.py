@@ -3,8 +3,6 @@
 A folder for each split: `rows.bin` (one ROW each, grouped by aspect bucket, source and weight, in the
 order of the shards), `captions.bin` (UTF-8), `shards.txt` (names, padded to one length) and, written
 last, `index.json`. A process holds the groups only, so its memory does not grow with the samples.
-
-    python -m train.index --root ROOT [--weight SQL] [--resolution_px 1024]
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ import functools
 import json
 import os
 import struct
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,18 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from curate.bad_input import BadInput
-from curate.command_line import DONE, told_in_one_line
-from curate.config_help import About, PlainParser
 from train.order import Group, repeats_of
 
 VERSION = 2
-PROG = "train.index"
-ABOUT = About(
-    command="python -m train.index",
-    example="python -m train.index --root runs/mine --weight 'weight * 2'",
-    reads="tables/shards and tables/latents under the root, or the tars themselves where there are none",
-    writes="<root>/index/<split>/, or --index for a remote root",
-)
 ROW = np.dtype(
     [
         ("uid", "V16"),
@@ -231,7 +218,7 @@ def open_index(folder: str | Path) -> Index:
     """Return the index of a split; raises FileNotFoundError or ValueError where it is not whole."""
     path = Path(folder) / "index.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no index there; build it with python -m {PROG} --root ROOT")
+        raise FileNotFoundError(f"{path}: no index there; build it with python -m train.index --root ROOT")
     said = json.loads(path.read_text())
     if said["version"] != VERSION:
         raise BadInput(f"{path}: version = {said['version']}: this code reads {VERSION}; build the index again")
@@ -270,32 +257,3 @@ def _descriptor(path: str, digest: str) -> int:
             " give each run an index folder of its own (index)"
         )
     return descriptor
-
-
-def main(argv: Sequence[str]) -> int:
-    """Build the index of every split."""
-    from train.index_build import DEFAULT_WEIGHT, IndexOf, build_index, index_folder, splits_of
-
-    parser = PlainParser(PROG, "Index the shards of a root for training; train.run does it by itself.", ABOUT)
-    parser.add_argument(
-        "--root", required=True, help="folder (fsspec URL) with shards/ and, from the curation, tables/"
-    )
-    parser.add_argument("--index", help="local folder for the index (default: <root>/index)")
-    parser.add_argument("--weight", default=DEFAULT_WEIGHT, help="sampling weight as SQL on the shards table's columns")
-    parser.add_argument("--resolution_px", type=int, default=1024, help="aspect buckets of pictures that name none")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a split")
-    args = parser.parse_args(argv)
-    with told_in_one_line(PROG, "nothing is half done: run it again"):
-        for split in splits_of(args.root):
-            folder = index_folder(args.root, args.index, split)
-            what = IndexOf(root=args.root, split=split, weight=args.weight, resolution_px=args.resolution_px)
-            build_index(what, folder)
-            index = open_index(folder)
-            said = {"folder": str(folder), "rows": len(index), "groups": len(index.groups), "left_out": index.left_out}
-            told = "{folder}: {rows} rows in {groups} groups, {left_out} of weight 0 left out".format(**said)
-            print(json.dumps(said) if args.json else told)
-    return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from curate.bad_input import BadInput
 from train.config import TrainConfig
-from train.index import Index, open_index
-from train.index_build import IndexOf, build_index, is_current, splits_of
+from train.index.build import IndexOf, build_index, is_current, splits_of
+from train.index.reader import Index, open_index
 
 HEARTBEAT_S = 30.0
 

@@ -23,10 +23,10 @@ from curate.config import require
 from curate.config_help import About, PlainParser
 from curate.image import DECODER_ERRORS
 from curate.tar import BLOCK, index_tar
-from train.index import Index, Member, Sample, open_index
-from train.index_tars import PICTURES, key_of
-from train.samples import all_finite, array_of
-from train.shards import BadSample, ShardReader
+from train.data.samples import all_finite, array_of
+from train.data.shards import BadSample, ShardReader
+from train.index.reader import Index, Member, Sample, open_index
+from train.index.tars import PICTURES, key_of
 
 PROG = "train.data"
 ABOUT = About(
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--index", help="local folder with the index (default: <root>/index)")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args(argv)
-    from train.index_build import index_folder, splits_of
+    from train.index.build import index_folder, splits_of
 
     with told_in_one_line(PROG, "nothing was changed: run it again"):
         require(args.workers > 0, "workers", args.workers, "must be at least 1")

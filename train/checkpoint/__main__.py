@@ -1,0 +1,62 @@
+"""python -m train.checkpoint FOLDER: read every byte of its checkpoints, or of one, against what it should be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from curate.command_line import DONE, FAILED, told_in_one_line
+from curate.config_help import About, PlainParser
+
+PROG = "train.checkpoint"
+ABOUT = About(
+    command="python -m train.checkpoint FOLDER",
+    example="python -m train.checkpoint s3://bucket/run/train/base --json",
+    reads="FOLDER, of all checkpoints of a run or of one, by path or fsspec URL",
+    writes="nothing",
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a line for each checkpoint; exit code 1 where one is not whole."""
+    parser = PlainParser(PROG, "Check checkpoints: every byte against its sha256.", ABOUT)
+    parser.add_argument("folder", metavar="FOLDER", help="checkpoints of a run, or one of them")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each")
+    args = parser.parse_args(argv)
+    whole = True
+    with told_in_one_line(PROG, "nothing was written"):
+        from train.checkpoint.newest import checkpoints_in
+
+        for checkpoint in checkpoints_in(args.folder) or [args.folder]:
+            told = facts(checkpoint)
+            whole &= told["whole"]
+            print(json.dumps(told) if args.json else line(told), flush=True)
+    return DONE if whole else FAILED
+
+
+def facts(checkpoint: str) -> dict[str, Any]:
+    """Return what a checkpoint holds, or what is wrong with it."""
+    from train.checkpoint.files import BrokenCheckpoint, read_manifest, verify
+
+    try:
+        verify(checkpoint)
+    except BrokenCheckpoint as error:
+        return {"checkpoint": checkpoint, "whole": False, "why": str(error).removeprefix(f"{checkpoint}: ")}
+    manifest = read_manifest(checkpoint)
+    state, files = manifest["state"], manifest["files"].values()
+    size = {"parts": len(files), "num_bytes": sum(file["num_bytes"] for file in files)}
+    return {"checkpoint": checkpoint, "whole": True, **size, **state}
+
+
+def line(told: dict[str, Any]) -> str:
+    """Return the same for people."""
+    if not told["whole"]:
+        return f"{told['checkpoint']}: NOT whole: {told['why']}"
+    size = f"{told['num_bytes'] / 1e9:.3f} GB in {told['parts']} parts"
+    return f"{told['checkpoint']}: whole, step {told['step']}, {told['num_elements']:,} parameters, {size}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

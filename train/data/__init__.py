@@ -1,0 +1,1 @@
+"""From places in the order to micro-batches: reading shards, decoding samples, one process for each worker."""
