@@ -274,7 +274,7 @@ def _descriptor(path: str, digest: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Build the index of every split."""
-    from train.index_build import DEFAULT_WEIGHT, IndexOf, build_index, index_folder, splits_of
+    from train.index_build import DEFAULT_WEIGHT, IndexOf, alone, build_index, index_folder, splits_of
 
     parser = PlainParser(PROG, "Index the shards of a root for training; train.run does it by itself.", ABOUT)
     parser.add_argument(
@@ -289,7 +289,8 @@ def main(argv: Sequence[str]) -> int:
         for split in splits_of(args.root):
             folder = index_folder(args.root, args.index, split)
             what = IndexOf(root=args.root, split=split, weight=args.weight, resolution_px=args.resolution_px)
-            build_index(what, folder)
+            with alone(folder, lambda line: print(line, file=sys.stderr)):
+                build_index(what, folder)
             index = open_index(folder)
             said = {"folder": str(folder), "rows": len(index), "groups": len(index.groups), "left_out": index.left_out}
             told = "{folder}: {rows} rows in {groups} groups, {left_out} of weight 0 left out".format(**said)
