@@ -62,6 +62,7 @@ def draw_pixels(base: Path, refiner: Path | None, prompts: list[str], drawing: D
     """
     generators = [torch.Generator().manual_seed(drawing.seed + number) for number in range(len(prompts))]
     pipeline = _load("base", base, drawing.sampler)
+    _check_steps(pipeline.scheduler, drawing)
     if refiner is None:
         return np.concatenate(list(_base(pipeline, prompts, generators, drawing, end=None)))
     schedule = {name: pipeline.scheduler.config.get(name) for name in SCHEDULE}
@@ -143,6 +144,15 @@ def _load(model: str, folder: Path, sampler: str) -> Any:
     pipeline = load_pipeline(model, folder)
     pipeline.scheduler = scheduler(pipeline.scheduler, sampler)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_steps(schedule: Any, drawing: Drawing) -> None:
+    """Raise BadInput where there are too few timesteps: diffusers would ask for the last one again and again."""
+    timesteps = schedule.config.num_train_timesteps
+    if drawing.steps >= timesteps:
+        raise BadInput(
+            f"steps = {drawing.steps}: the noise schedule has {timesteps} timesteps; take fewer steps than that"
+        )
 
 
 def _check_split(schedule: Any, drawing: Drawing) -> None:

@@ -40,6 +40,7 @@ def decay_after(num_updates: int, decay_limit: float) -> float:
 
 def export_ema(config: TrainConfig, engine: Engine, ema: Ema, folder: Path) -> None:
     """Write the averaged weights as a diffusers U-Net folder; rank 0 gathers and writes, the others send."""
+    from train.export.exported import draft_of, publish
     from train.model import build_unet, load_flat
 
     flat = engine.gather_on_first_rank(ema.part)
@@ -47,4 +48,6 @@ def export_ema(config: TrainConfig, engine: Engine, ema: Ema, folder: Path) -> N
         return
     unet = build_unet(config)
     load_flat(unet, flat)
-    unet.save_pretrained(folder)
+    draft = draft_of(folder)
+    unet.save_pretrained(draft)
+    publish(draft, folder)

@@ -15,6 +15,8 @@ from curate.command_line import INTERRUPTED
 from train.config import TrainConfig
 
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+NEEDED = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a rank is told beside its number."""
 
 
 def run_ranks(module: str, argv: Sequence[str], ranks: int) -> int:
@@ -24,7 +26,8 @@ def run_ranks(module: str, argv: Sequence[str], ranks: int) -> int:
 
     Unlike torchrun this gives the ranks all the time they need to save after SIGTERM, and imports no torch.
     """
-    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not end the ranks' loader processes
     children = [
         subprocess.Popen(
@@ -59,15 +62,36 @@ def num_ranks(config: TrainConfig) -> int:
 
 
 def adopt_launcher(environ: MutableMapping[str, str]) -> bool:
-    """Return whether a launcher started this process, after translating Slurm's names to torch's."""
+    """Return whether a launcher started this process, after translating Slurm's names to torch's.
+
+    Raises BadInput where the environment has a rank and not what belongs to it.
+    """
     if "RANK" in environ:
+        missing = [name for name in NEEDED if name not in environ]
+        if missing:
+            told = f"RANK is set, as a launcher does, but not {', '.join(missing)}"
+            raise BadInput(f"{told}: set them, too, or unset RANK")
+        _count_ranks_here(environ)
         return True
     if "SLURM_STEP_ID" not in environ or not all(name in environ for name in SLURM.values()):
         return False
     environ.update({name: environ[slurm_name] for name, slurm_name in SLURM.items()})
     environ.setdefault("MASTER_ADDR", _first_host(environ))
     environ.setdefault("MASTER_PORT", str(20_000 + int(environ.get("SLURM_JOB_ID", "0")) % 20_000))
+    _count_ranks_here(environ)
     return True
+
+
+def _count_ranks_here(environ: MutableMapping[str, str]) -> None:
+    """Say how many ranks share this machine, as torchrun does: by DeepSpeed's word for it, or Slurm's `8(x31),4`."""
+    by_node: list[str] = []
+    for part in environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        ranks, _, repeated = part.partition("(x")
+        by_node += [ranks] * int(repeated.rstrip(")") or 1)
+    node = int(environ.get("SLURM_NODEID", "0"))
+    ranks_here = environ.get("LOCAL_SIZE") or dict(enumerate(by_node)).get(node)
+    if ranks_here:
+        environ.setdefault("LOCAL_WORLD_SIZE", ranks_here)
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:

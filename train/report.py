@@ -30,6 +30,7 @@ class Report:
         if active:
             folder.mkdir(parents=True, exist_ok=True)
             self._track = start_tracker(track, folder)
+            _drop_torn_line(folder / "metrics.jsonl")
             self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
 
     def say(self, text: str | None) -> None:
@@ -56,7 +57,7 @@ class Report:
         line = (
             f"step {step}/{self._steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}"
             f"  {values['images_per_s']:.1f} images/s  grad norm {values['grad_norm']:.3f}"
-            f"  {time.strftime('%H:%M:%S', time.gmtime(seconds_left))} left"
+            f"  {_hours(seconds_left)} left"
         )
         print(line, end="\r" if sys.stdout.isatty() and step < self._steps else "\n", flush=True)
 
@@ -73,6 +74,19 @@ class Report:
         if self._active:
             self._track.close()
             self._lines.close()
+
+
+def _hours(seconds: float) -> str:
+    """Return hours, however many, minutes and seconds."""
+    minutes, whole_seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{whole_seconds:02d}"
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what comes behind the last whole line: a full disk takes a part of one."""
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def versions() -> dict[str, str]:

@@ -76,6 +76,7 @@ class SampleConfig:
         require(self.count > 0, "count", self.count, "must be at least 1")
         fits = self.size_px is None or (self.size_px > 0 and self.size_px % SIDE_STEP_PX == 0)
         require(fits, "size_px", self.size_px, f"must be a multiple of {SIDE_STEP_PX} above 0")
+        require(self.out is None or self.out.endswith(".png"), "out", self.out, "must end in .png")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -137,16 +138,30 @@ def save_pictures(images: list[Image.Image], prompts: list[str], settings: Sampl
 def read_prompts(settings: SampleConfig, index_parent: str) -> list[str]:
     """Return the lines of a file, or captions from all over the index."""
     if settings.prompts is not None:
-        lines = [line.strip() for line in Path(settings.prompts).read_text().splitlines() if line.strip()]
-        if not lines:
-            raise BadInput(f"prompts = {settings.prompts}: no prompts in it")
-        return lines
+        return prompts_of_file(settings.prompts, "prompts")
     from train.index.reader import open_index
 
     index = open_index(Path(index_parent) / "train")
     looked_at = min(len(index), CAPTION_ROWS)
     captions = dict.fromkeys(index.sample(number * len(index) // looked_at).caption for number in range(looked_at))
-    return [caption for caption in captions if caption][: settings.count]
+    prompts = [caption for caption in captions if caption][: settings.count]
+    if not prompts:
+        raise BadInput("prompts = None: no caption in the index of train; name a file with prompts")
+    return prompts
+
+
+def prompts_of_file(path: str, field: str) -> list[str]:
+    """Return the lines of a file; raises BadInput where it is missing, no text, or has none."""
+    try:
+        text = Path(path).read_text("utf-8-sig")  # some editors begin a file with a mark
+    except FileNotFoundError as error:
+        raise BadInput(f"{field} = {path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{field} = {path}: is no UTF-8 text: {error}; save it as UTF-8") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise BadInput(f"{field} = {path}: no prompts in it")
+    return lines
 
 
 def grid(images: list[Image.Image], captions: list[str], cell_px: int = 192) -> Image.Image:

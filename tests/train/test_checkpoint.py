@@ -256,6 +256,22 @@ def test_the_newest_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000004", "step-00000005"]
 
 
+def test_what_earlier_starts_never_finished_does_not_fill_the_disk(tmp_path: Path) -> None:
+    """There may be room for those that are kept and one more: a part of a killed start would let none be written."""
+    saved(tmp_path, 1)
+    broken = one_part(Path(saved(tmp_path, 3)))
+    broken.write_bytes(b"")  # has a manifest: someone may mend it
+    place = tmp_path / "step-00000002"
+    place.mkdir()
+    (place / f"{part_name(0, 1, 'a' * 8)}.safetensors").write_bytes(b"half of it")
+    (place / "notes.txt").write_text("not of a checkpoint")
+    full = OSError(28, "No space left on device")
+    with mock.patch.object(Store, "put", side_effect=full), pytest.raises(ValueError, match="No space left"):
+        Writer(tmp_path, state_at(1)[0].world, keep=1)
+    assert [path.name for path in place.iterdir()] == ["notes.txt"]
+    assert broken.exists() and find(tmp_path, "auto") == f"{tmp_path}/step-00000001"
+
+
 def test_what_was_passed_over_never_costs_the_one_just_written(tmp_path: Path) -> None:
     saved(tmp_path, 9)
     broken = one_part(tmp_path / "step-00000009")

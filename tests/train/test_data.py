@@ -26,8 +26,7 @@ from tests.conftest import encoded
 from tests.train.synthetic_root import Tiny, member_bytes, picture
 from train.autoencoder import check_latents, load_vae
 from train.config import AugmentConfig, BatchConfig, LoaderConfig, OrderConfig, TrainConfig
-from train.data import slots
-from train.data.loader import Batch, Loader, TooManyBad, dropped, order_of
+from train.data.loader import Batch, Loader, TooManyBad, dropped, order_of, slots
 from train.data.samples import (
     STAND_INS,
     ImageSource,

@@ -100,6 +100,14 @@ def test_the_refiner_draws_what_diffusers_pipeline_draws(tiny: Tiny, tmp_path: P
         assert np.abs(mine[case.number] / 255.0 - expected).max() < 0.01
 
 
+def test_more_steps_than_trained_timesteps_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """diffusers asks for the last timestep again and again: the refiner would begin with pure noise."""
+    _, painter, cases = made(tiny, tmp_path, "refiner", timestep_high=199)
+    with pytest.raises(BadInput, match="draw.sampler_steps = 200: must be below 200, the timesteps that are trained"):
+        painter.latents(cases[:1], dataclasses.replace(HOW, sampler_steps=200))
+    assert painter._schedule(199)[2] > 0
+
+
 def test_without_guidance_one_network_pass_is_made_for_a_step(tiny: Tiny, tmp_path: Path) -> None:
     _, painter, cases = made(tiny, tmp_path, "base")
     with mock.patch.object(painter, "_predict", wraps=painter._predict) as passes:
@@ -139,6 +147,9 @@ def test_grid_cases_come_from_samples_or_from_a_file(tiny: Tiny, tmp_path: Path)
     ]
     (tmp_path / "prompts.txt").write_text("\n")
     with pytest.raises(BadInput, match=r"grids.prompts = .*: no prompts in it"):
+        grid_cases(config, index, 4)
+    (tmp_path / "prompts.txt").write_bytes(b"\xff\xfea cat")
+    with pytest.raises(BadInput, match=r"grids.prompts = .*: is no UTF-8 text"):
         grid_cases(config, index, 4)
     with pytest.raises(BadInput, match=r"grids.prompts = nowhere.txt: no such file"):
         grid_cases(dataclasses.replace(config, grids=GridsConfig(prompts="nowhere.txt")), index, 4)

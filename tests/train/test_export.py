@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pyarrow as pa
@@ -21,12 +22,14 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.train.exported import trained
 from tests.train.synthetic_root import Tiny
 from train.autoencoder import SDXL_VAE
+from train.ema import export_ema
 from train.export import __main__ as export
 from train.export import check as export_check
 from train.export import provenance, single_file
@@ -149,6 +152,35 @@ def test_a_file_that_computes_something_else_is_not_published(
     assert export.main(["--config", str(file)]) == 1
     assert "NOT published" in capsys.readouterr().out
     assert not (tmp_path / "export/base").exists()
+
+
+def test_averaged_weights_that_cannot_be_written_leave_those_of_before(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on writes over what it left the last time: on a full disk, half of a file."""
+    config, _ = trained(tiny, tmp_path)
+    folder = export.trained_unet(config)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in build_unet(config).parameters()])
+    engine, ema = SimpleNamespace(gather_on_first_rank=lambda part: part), SimpleNamespace(part=flat)
+    save = UNet2DConditionModel.save_pretrained
+
+    def full(unet: UNet2DConditionModel, place: Path) -> None:
+        save(unet, place)
+        (place / "diffusion_pytorch_model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(UNet2DConditionModel, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_ema(config, engine, ema, folder)  # type: ignore[arg-type]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    monkeypatch.setattr(UNet2DConditionModel, "save_pretrained", save)
+    export_ema(config, engine, ema, folder)  # type: ignore[arg-type]
+    assert torch.equal(
+        load_file(folder / "diffusion_pytorch_model.safetensors")["conv_in.bias"],
+        build_unet(config).state_dict()["conv_in.bias"],
+    )
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 
 def test_every_weight_of_the_file_is_looked_at(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import os
 import shutil
+import socket
 import tarfile
+import threading
 import time
 from collections import Counter
 from datetime import timedelta
@@ -21,11 +24,11 @@ import torch.distributed as dist
 from tests.conftest import encoded, picture
 from tests.train.synthetic_root import write_root
 from train.data.check import main as check
-from train.index import ready as index_ready
-from train.index import rows as index_rows
 from train.index.__main__ import main
 from train.index.build import IndexOf, build_index, is_current
 from train.index.reader import open_index
+from train.index.reader import ready as index_ready
+from train.index.reader import rows as index_rows
 from train.index.ready import ready_index
 
 
@@ -128,6 +131,29 @@ def test_an_index_of_changed_data_or_another_weight_is_stale(root: Path) -> None
     assert not is_current(what, folder)
 
 
+def test_two_starts_at_the_same_moment_build_one_index(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base and refiner share the folder, and may be started together on a new root."""
+    folder, said, builds = root / "index/train", [], []
+    (folder.parent / ".train.0123.partial").mkdir(parents=True)  # what a killed build left
+
+    def slow(*arguments: object) -> None:
+        builds.append(threading.get_ident())
+        time.sleep(1.5)
+        build_index(*arguments)
+
+    monkeypatch.setattr(index_ready, "build_index", slow)
+    what = IndexOf(root=str(root), split="train")
+    both = [threading.Thread(target=index_ready._make, args=(what, folder, said.append, [])) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(builds) == 1 and is_current(what, folder)
+    me = f"process {os.getpid()} on {socket.gethostname()}"
+    assert sorted(said) == [f"index: building {folder}", f"index: waiting for {me}, which builds {folder}"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".train.lock", "train"]
+
+
 def test_a_damaged_index_is_refused(root: Path) -> None:
     built(root)
     rows = root / "index/train/rows.bin"
@@ -136,6 +162,13 @@ def test_a_damaged_index_is_refused(root: Path) -> None:
         open_index(root / "index/train")
     with pytest.raises(FileNotFoundError, match="build it with python -m train.index"):
         open_index(root / "index/nowhere")
+
+
+def test_a_split_without_tars_is_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "shards/val").mkdir(parents=True)
+    assert main(["--root", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 0
+    assert len(open_index(tmp_path / "index/val")) == 0
 
 
 def test_the_command_builds_every_split_and_names_what_is_missing(root: Path, tmp_path: Path, capsys) -> None:

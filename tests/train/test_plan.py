@@ -185,6 +185,18 @@ def test_a_network_that_does_not_fit_is_said(tiny: Tiny, capsys: pytest.CaptureF
     assert "no  " in printed.out  # the table comes all the same
 
 
+def test_a_drawing_of_no_number_of_gpus_is_one_line(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["base", "--config", str(tiny.config), "--gpus", "4", "--svg", str(tmp_path / "steps.svg")])
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    numbers = "8, 16, 32, 64, 128, 256, 512, 1024"
+    assert f"nothing to draw: none of {numbers} GPUs make up global_batch 4 within their memory" in printed.err
+    assert "images/s" in printed.out  # the plan comes all the same
+
+
 def test_the_configured_shape_is_marked_or_said_not_to_fit(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["base", "--config", str(tiny.config), "--batch.global_batch", "12", "--gpus", "2"]
     assert main([*flags, "--batch.micro_batch", "3", "--batch.grad_accumulation", "2"]) == 0

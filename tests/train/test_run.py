@@ -193,6 +193,50 @@ def test_slurm_names_become_torchs() -> None:
     assert not adopt_launcher({})
 
 
+@pytest.mark.parametrize(
+    ("launcher", "ranks_here"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x31),4", "SLURM_NODEID": "30"}, "8"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x31),4", "SLURM_NODEID": "31"}, "4"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x32)", "SLURM_NODEID": "0", "LOCAL_WORLD_SIZE": "8"}, "8"),  # torchrun's
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x32)", "SLURM_NODEID": "0", "LOCAL_SIZE": "6"}, "6"),  # deepspeed's
+    ],
+)
+def test_a_rank_knows_how_many_share_its_machine(launcher: dict[str, str], ranks_here: str) -> None:
+    """They share its memory: an error where that is too little would come too late, as a killed process."""
+    environ = {name: "0" for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} | launcher
+    assert adopt_launcher(environ)
+    assert environ["LOCAL_WORLD_SIZE"] == ranks_here
+
+
+def test_own_ranks_know_how_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, str]] = []
+
+    class Child:
+        returncode = 0
+
+        def __init__(self, _words: list[str], env: dict[str, str]) -> None:
+            told.append({name: env[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")})
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr("train.launch.subprocess.Popen", Child)
+    monkeypatch.setattr("train.launch.signal.signal", lambda *_: None)
+    assert run_ranks("any", [], 2) == 0
+    assert told == [{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for rank in range(2)]
+
+
+def test_half_a_launcher_is_one_line(tiny: Tiny) -> None:
+    environ = os.environ | {"RANK": "0", "LOCAL_RANK": "0"}
+    done = subprocess.run(
+        command(tiny.config), cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    told = "RANK is set, as a launcher does, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT: set them, too, or unset RANK"
+    assert done.stderr.splitlines()[-1] == f"train.run: {told}"
+
+
 def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     from train.loop import learning_rate
     from train.recipes import base

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,44 @@ def test_samplers_keep_the_noise_schedule_of_the_training(velocity: Exported) ->
 def test_what_cannot_be_handed_over_is_refused(changes: dict, told: str, epsilon: Exported) -> None:
     with pytest.raises(BadInput, match=told):
         pixels(epsilon, dataclasses.replace(DRAWING, **changes))
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("euler", 1001), ("dpmpp_2m", 1000), ("ddim", 1000)])
+def test_more_steps_than_the_noise_schedule_has_are_refused(sampler: str, steps: int, epsilon: Exported) -> None:
+    """diffusers asks for the last timestep again and again, and draws noise, or fails after the last one."""
+    told = f"steps = {steps}: the noise schedule has 1000 timesteps; take fewer steps than that"
+    with pytest.raises(BadInput, match=told):
+        pixels(epsilon, dataclasses.replace(DRAWING, sampler=sampler, steps=steps))
+
+
+def test_prompts_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    settings = sample.SampleConfig(root=".", prompts=str(prompts))
+    with pytest.raises(BadInput, match=r"^prompts = .*: no such file$"):
+        sample.read_prompts(settings, "-")
+    prompts.write_bytes("ein Café".encode("latin-1"))
+    with pytest.raises(BadInput, match=r"^prompts = .*: is no UTF-8 text: .*0xe9"):
+        sample.read_prompts(settings, "-")
+    prompts.write_bytes(b"\xef\xbb\xbfa cat\r\n")  # as Windows' Notepad saves it
+    assert sample.read_prompts(settings, "-") == ["a cat"]
+
+
+def test_without_captions_a_file_of_prompts_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Index:
+        def __len__(self) -> int:
+            return 3
+
+        def sample(self, row: int) -> SimpleNamespace:
+            return SimpleNamespace(caption="")
+
+    monkeypatch.setattr("train.index.open_index", lambda folder: Index())
+    with pytest.raises(BadInput, match="prompts = None: no caption in the index of train; name a file with prompts"):
+        sample.read_prompts(sample.SampleConfig(root="."), "-")
+
+
+def test_a_grid_that_could_not_be_written_is_refused_before_it_is_drawn() -> None:
+    with pytest.raises(BadInput, match=r"out = 'grid.pgn': must end in .png"):
+        sample.SampleConfig(root=".", out="grid.pgn")
 
 
 def test_base_and_refiner_with_other_noise_are_refused(epsilon: Exported, velocity: Exported) -> None:

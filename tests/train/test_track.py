@@ -157,6 +157,29 @@ def test_work_of_the_published_networks_is_that_of_their_layers_products(model: 
     assert utilisation.values(1.0)["mfu"] == pytest.approx(tflop / 989.4, rel=5e-3)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "left"), [(3_661.0, "01:01:01"), (86_399.9, "23:59:59"), (280_920.0, "78:02:00"), (4e7, "11111:06:40")]
+)
+def test_the_time_left_is_told_beyond_a_day(
+    seconds: float, left: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report(tmp_path, active=True, steps=9, track="tensorboard")
+    report.progress(1, {"loss": 0.5, "lr": 1e-4, "images_per_s": 8.0, "grad_norm": 1.0}, seconds)
+    report.close()
+    assert capsys.readouterr().out.endswith(f"  {left} left\n")
+
+
+def test_a_line_that_a_full_disk_cut_off_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    whole = b'{"step": 1, "loss": 0.5}\n'
+    for before, after in ((b"", b""), (whole, whole), (whole + b'{"step": 2, "lo', whole), (b'{"step": 1, "lo', b"")):
+        (tmp_path / "metrics.jsonl").write_bytes(before)
+        report = Report(tmp_path, active=True, steps=9, track="tensorboard")
+        report.metrics(3, {"loss": 0.25})
+        report.close()
+        lines = (tmp_path / "metrics.jsonl").read_bytes()
+        assert lines.startswith(after) and json.loads(lines.removeprefix(after))["step"] == 3
+
+
 def test_pauses_are_not_counted(tiny: Tiny) -> None:
     clock = Clock(0, settings_of(tiny))
     time.sleep(0.05)

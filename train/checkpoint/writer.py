@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from train.engine import Engine, World
 
 RECEIPT, PART = "receipt.json", "safetensors"
+OF_A_RANK = "part-"
+"""How the names of parts and receipts begin."""
 POLL_S = 0.1
 """Time between two looks for receipts of the others."""
 SEEN_WITHIN_S = 60.0
@@ -176,6 +178,7 @@ class Writer:
         name, error = f".start-{self._attempt}", None
         if self._world.rank == 0:
             try:
+                self._make_room()
                 self._store.put(name, b"all ranks must see this")
             except Exception as failure:  # object stores have errors of their own
                 error = f"cannot write there: {type(failure).__name__}: {failure}"
@@ -193,6 +196,14 @@ class Writer:
                 f"checkpoints = {self._folder}: a rank does not see what rank 0 writes there;"
                 " name a folder that all nodes share, or a URL such as s3://bucket/run"
             )
+
+    def _make_room(self) -> None:
+        """Remove the parts of checkpoints that earlier starts never finished: a disk full of them takes no other."""
+        for folder in (name for name in self._store.names() if name.startswith("step-")):
+            found = self._store.names(folder)
+            for name in () if MANIFEST in found else found:
+                if name.startswith(OF_A_RANK):
+                    self._store.remove(f"{folder}/{name}")
 
     def _sees(self, name: str) -> bool:
         limit = time.monotonic() + SEEN_WITHIN_S

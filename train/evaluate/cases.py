@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from curate.bad_input import BadInput
 from train.config import TrainConfig
 from train.index.reader import Index
 from train.micro_conditioning import AESTHETIC_SCORE, time_ids
+from train.sample import prompts_of_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,10 @@ def cases_of_samples(index: Index, count: int) -> list[Case]:
 
 
 def cases_of_prompts(path: str, side_px: int) -> list[Case]:
-    """Return the lines of a file as square pictures; raises BadInput where it is missing or has none."""
-    if not Path(path).exists():
-        raise BadInput(f"grids.prompts = {path}: no such file")
-    prompts = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
-    if not prompts:
-        raise BadInput(f"grids.prompts = {path}: no prompts in it")
+    """Return the lines of a file as square pictures; raises BadInput where they cannot be read."""
     return [
         Case(number=number, caption=prompt, bucket_hw=(side_px, side_px), row=None)
-        for number, prompt in enumerate(prompts)
+        for number, prompt in enumerate(prompts_of_file(path, "grids.prompts"))
     ]
 
 

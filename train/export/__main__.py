@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from curate.command_line import DONE, FAILED, stop, told_in_one_line
 from curate.config_help import About
 from train.config import TrainConfig
-from train.export.exported import export_folder, hide_loading_bars, single_file_name
+from train.export.exported import draft_of, export_folder, hide_loading_bars, publish, single_file_name
 from train.recipes import RECIPES
 from train.settings import read_train_settings
 
@@ -54,8 +52,7 @@ def export(config: TrainConfig, single_file: str = "fp32") -> bool:
     hide_loading_bars()
     pipeline, text = build_pipeline(config)
     final = export_folder(config)
-    draft = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = draft_of(final)
     _write_folder(config, pipeline, draft)
     wanted = export_check.reference(config, pipeline, text)
     checks = [export_check.check_folder(config, draft, wanted)]
@@ -126,16 +123,6 @@ def build_pipeline(config: TrainConfig) -> tuple[Any, Any]:
 def trained_unet(config: TrainConfig) -> Path:
     """Return where training left the averaged weights."""
     return Path(config.out_folder) / "unet_ema"
-
-
-def publish(draft: Path, final: Path) -> None:
-    """Put a finished folder in the place of the old one by renames."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.rename(final, old)
-    os.rename(draft, final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _tokenizer_names(config: TrainConfig) -> list[tuple[str, Any]]:

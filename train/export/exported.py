@@ -1,7 +1,9 @@
-"""Where exported networks lie, and diffusers' pipelines of them."""
+"""Where exported networks lie, how a folder comes there whole, and diffusers' pipelines of them."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,23 @@ def export_folder(config: TrainConfig) -> Path:
 def single_file_name(config: TrainConfig) -> str:
     """Return the name of the file with the original names, inside the export folder."""
     return f"sdxl_{config.model}.safetensors"
+
+
+def draft_of(final: Path) -> Path:
+    """Return where to write a folder before it is published; nothing lies there."""
+    draft = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    return draft
+
+
+def publish(draft: Path, final: Path) -> None:
+    """Put a finished folder in the place of the old one by renames."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(draft, final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_pipeline(model: str, folder: Path) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from curate.command_line import DONE, told_in_one_line
 from curate.config_help import About, PlainParser
-from train.index.build import DEFAULT_WEIGHT, IndexOf, build_index, index_folder, splits_of
+from train.index.build import DEFAULT_WEIGHT, IndexOf, alone, build_index, index_folder, splits_of
 from train.index.reader import open_index
 
 PROG = "train.index"
@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
         for split in splits_of(args.root):
             folder = index_folder(args.root, args.index, split)
             what = IndexOf(root=args.root, split=split, weight=args.weight, resolution_px=args.resolution_px)
-            build_index(what, folder)
+            with alone(folder, lambda line: print(line, file=sys.stderr)):
+                build_index(what, folder)
             index = open_index(folder)
             said = {"folder": str(folder), "rows": len(index), "groups": len(index.groups), "left_out": index.left_out}
             told = "{folder}: {rows} rows in {groups} groups, {left_out} of weight 0 left out".format(**said)

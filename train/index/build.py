@@ -21,6 +21,7 @@ from typing import Any
 import fsspec
 
 from curate.bad_input import BadInput
+from curate.lock import held
 from train.index.fragments import Fragments
 from train.index.reader import ROW, VERSION, open_index
 from train.index.rows import Plan, lay_fragment, plan_index, survey_fragment
@@ -80,7 +81,7 @@ def build_index(
     `progress` is told how many of how many readings of a fragment are done.
     """
     fragments = _fragments(what)
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     draft.mkdir(parents=True)
     try:
         _write(fragments, what, draft, processes, progress or (lambda _done, _total: None))
@@ -88,6 +89,22 @@ def build_index(
         os.rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep other builders off an index, as base and refiner share one; remove what a killed one left."""
+    told = set[str]()
+
+    def taken(holder: str) -> None:
+        if holder not in told:
+            say(f"index: waiting for {holder}, which builds {folder}")
+            told.add(holder)
+
+    with held(folder.with_name(f".{folder.name}.lock"), taken):
+        for draft in folder.parent.glob(f".{folder.name}.*.partial"):
+            shutil.rmtree(draft, ignore_errors=True)
+        yield
 
 
 def _write(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from curate.bad_input import BadInput
 from train.config import TrainConfig
-from train.index.build import IndexOf, build_index, is_current, splits_of
+from train.index.build import IndexOf, alone, build_index, is_current, splits_of
 from train.index.reader import Index, open_index
 
 HEARTBEAT_S = 30.0
@@ -78,8 +78,11 @@ def _build(what: IndexOf, folder: Path, say: Callable[[str], None], heartbeat_s:
 def _make(what: IndexOf, folder: Path, say: Callable[[str], None], readings: list[tuple[int, int]]) -> None:
     if is_current(what, folder):
         return
-    say(f"index: building {folder}")
-    build_index(what, folder, None, lambda done, total: readings.append((done, total)))
+    with alone(folder, say):
+        if is_current(what, folder):
+            return  # by another run meanwhile
+        say(f"index: building {folder}")
+        build_index(what, folder, None, lambda done, total: readings.append((done, total)))
 
 
 def _error(work: Future[None]) -> str | None:

@@ -35,10 +35,10 @@ SCHEMA = pa.schema(
 
 
 def tar_fragments(root: str, split: str, resolution_px: int) -> Fragments:
-    """Return each tar as a fragment; raises FileNotFoundError where there is none."""
+    """Return each tar as a fragment; raises FileNotFoundError where there is no folder of the split."""
     fs, folder = fsspec.core.url_to_fs(root)
     tars = {path: fs.info(path) for path in sorted(fs.glob(f"{folder}/shards/{split}/*.tar"))}
-    if not tars:
+    if not tars and not fs.isdir(f"{folder}/shards/{split}"):
         raise FileNotFoundError(f"{root}/shards/{split}: neither tables/shards nor tars there; run the export step")
     names = [path.removeprefix(f"{folder}/") for path in tars]
     identity = [resolution_px, names, [_state(info) for info in tars.values()]]

@@ -64,14 +64,23 @@ def main(argv: Sequence[str]) -> int:
         require(flags.price is None or flags.price >= 0, "price", flags.price, "must be 0 or more")
         gpu = GPUS[flags.gpu] if flags.price is None else dataclasses.replace(GPUS[flags.gpu], price=flags.price)
         told = plan(config, flags.gpus, gpu, assumed) | {"gpu": {"name": flags.gpu} | dataclasses.asdict(gpu)}
-        if flags.svg is not None:
-            from train.plan.drawing import svg
-
-            Path(flags.svg).write_text(svg(told["by_gpus"]))
         print(json.dumps(told) if flags.json else "\n".join(lines(told)), flush=True)
         if told["recommended"] is None:
             raise BadInput(f"gpu = {flags.gpu}: nothing fits into its {gpu.memory_gb:g} GB; {MORE}")
+        if flags.svg is not None:
+            _draw(told, Path(flags.svg))
     return DONE
+
+
+def _draw(told: dict[str, Any], path: Path) -> None:
+    """Write the drawing of one step by the number of GPUs; raises BadInput where there is none to draw."""
+    from train.plan.drawing import svg
+
+    if not told["by_gpus"]:
+        numbers = ", ".join(map(str, RANKS))
+        told_why = f"none of {numbers} GPUs make up global_batch {told['global_batch']} within their memory"
+        raise BadInput(f"svg = {path}: nothing to draw: {told_why}")
+    path.write_text(svg(told["by_gpus"]))
 
 
 def plan(config: TrainConfig, gpus: int, gpu: Gpu, assumed: Assumptions) -> dict[str, Any]:
