@@ -54,6 +54,7 @@ CASES = {
     "embeddings in groups": SEMANTIC | {"rows_per_group": 50, "rows_per_block": 70},
     "embeddings, few pairs": SEMANTIC | {"max_pairs": 3},
     "confirmed": {"confirm_pdq_bits": 31},
+    "equal hashes, confirmed": {"radius_bits": 0, "confirm_pdq_bits": 31},
     "turned": {"turns": "all", "rows_per_block": 90},
     "turned, confirmed": {"turns": "all", "confirm_pdq_bits": 31, "rows_per_block": 90},
     "flipped, confirmed": {"turns": "flips", "confirm_pdq_bits": 31},
@@ -72,8 +73,10 @@ def test_survivors_are_those_of_brute_force(case, tmp_path):
         turn = (5, 1)[at % 2]
         rows[at]["phash64_turned"][turn] = rows[at + 1]["phash64"]
         rows[at]["pdq256_turned"][turn] = rows[at + 1 + at // 3 % 4 // 2]["pdq256"]
-        rows[at]["pdq256"], rows[at]["pdq_quality"] = rows[at + 2]["pdq256"], 100 if at % 2 else 49
-        rows[at]["phash64"] = rows[at + 2]["phash64"] ^ at % 2
+        confirming = rows[at + 2]["pdq256"]
+        rows[at]["pdq256"] = confirming[:31] + bytes([confirming[31] ^ 7])
+        rows[at]["pdq_quality"] = 100 if at % 2 else 49
+        rows[at]["phash64"] = rows[at + 2]["phash64"] ^ at // 6 % 2
         rows[at]["phash64_turned"][2] = rows[at + 2]["phash64"]  # nearer, but not by PDQ
     for one in rows[::7] if case.startswith("shown") else ():
         one["source"] = "benchmark"
