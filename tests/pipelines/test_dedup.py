@@ -319,6 +319,12 @@ def test_too_few_clusters_are_told(tmp_path, monkeypatch, capsys):
         assert (warning in "".join(capsys.readouterr())) == told
 
 
+def test_a_sample_for_the_clusters_of_nothing_is_told(tmp_path):
+    rows = [row(at, uid=f"{at:016x}{'f' * 16}") for at in range(9)]
+    with pytest.raises(ValueError, match="dedup.semantic_sample = 1: none of 9 embeddings was drawn: raise it"):
+        run(write_tables(tmp_path, [rows], **SEMANTIC, semantic_sample=1))
+
+
 def test_an_embedding_that_is_no_number_is_named(tmp_path):
     rows = random_rows(1, 5)
     rows[3]["embedding"] = np.full_like(rows[3]["embedding"], np.nan)
