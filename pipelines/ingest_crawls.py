@@ -57,7 +57,10 @@ def url_step(config: CurationConfig) -> Step:
 def url_fragment(source: WebSource) -> Fragment:
     files = lists.list_files(source)
     fs, _ = fsspec.core.url_to_fs(files[0])
-    made_from = [asdict(source), {file: str(fs.ukey(fs._strip_protocol(file))) for file in files}]
+    made_from = [
+        asdict(replace(source, evaluation=False)),
+        {file: str(fs.ukey(fs._strip_protocol(file))) for file in files},
+    ]
     return Fragment(name=source.name, made_from=made_from, arguments=(source, files))
 
 
@@ -82,7 +85,8 @@ def fetch_crawls(runner: Runner, step: Step) -> tuple[Report, list[Fragment]]:
 
     Raises CrawlStopped, after what came in is kept, where the alarm went off.
     """
-    chunks = [_with_rounds(runner, step, chunk) for chunk in _chunks(runner.root)]
+    listed = {source.name for source in runner.config.web}  # in a dry run, the table may know of others
+    chunks = [_with_rounds(runner, step, chunk) for chunk in _chunks(runner.root) if chunk.source in listed]
     now_s = time.time()
     due = {chunk: len(rows) for chunk in chunks if (rows := _due(runner, chunk, now_s)) is not None}
     if runner.dry_run and due:

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from curate import sample
-from curate.config import RETRIES, CurationConfig, IngestConfig, RayConfig, WebSource
+from curate.config import RETRIES, CurationConfig, DumpSource, IngestConfig, RayConfig, WebSource
 from curate.config_file import as_dict
 from pipelines.crawl_report import crawl_report, lines, round_order
 from pipelines.ingest import ingest
@@ -289,6 +289,30 @@ def check_bytes(folder: Path) -> None:
         assert row["status"] == sample.OK
         found = (folder / "out" / row["shard"]).read_bytes()[int(row["offset"]) :][: int(row["num_bytes"])]
         assert hashlib.sha256(found).hexdigest() == row["sha256"]
+
+
+def test_a_source_that_becomes_an_evaluation_set_is_not_crawled_anew(tmp_path, run):
+    with origin({f"/{number}": good(number) for number in range(3)}) as server:
+        config = configured(tmp_path, listed(server, ["/0", "/1", "/2"]))
+        run(config)
+        before = files(tmp_path)
+        assert requested(server) == ["/0", "/1", "/2"]
+        run(replace(config, web=(replace(config.web[0], evaluation=True),)))
+        assert requested(server) == []
+    assert files(tmp_path) == before
+
+
+def test_what_the_last_crawl_brought_goes_with_it(tmp_path, run):
+    dump = tmp_path / "dump"
+    dump.mkdir()
+    (dump / "0.jpg").write_bytes(good(9).body)
+    with origin({"/0": good(0)}) as server:
+        config = configured(tmp_path, listed(server, ["/0"]))
+        run(config)
+    run(replace(config, web=(), dumps=(DumpSource(name="dump", folder=str(dump)),)))
+    assert samples(tmp_path)["source"].to_list() == ["dump"]
+    raw = [path for path in (tmp_path / "out" / "raw").rglob("*") if path.is_file()]
+    assert {path.name.split("-")[0].split(".")[0] for path in raw} == {"dump"}
 
 
 def test_the_limit_of_a_host_holds_for_all_workers_of_a_run(tmp_path, run):
