@@ -95,7 +95,7 @@ def index_tar(file: BinaryIO, num_bytes: int) -> Iterator[TarMember]:
         ) as archive:
             while (found := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-                if found.offset > end and not _is_zero(file, end, found.offset):
+                if found.offset > end and not _is_passed_over(file, end, found.offset):
                     yield _archive(sample.DAMAGED, f"{found.offset - end} bytes at {end} are no header of a tar")
                 if found.size < 0 or archive.offset <= found.offset:
                     yield _archive(sample.DAMAGED, f"the header at {found.offset} has a size below zero")
@@ -107,7 +107,7 @@ def index_tar(file: BinaryIO, num_bytes: int) -> Iterator[TarMember]:
                     break
                 if not found.isdir():
                     yield _member(found)
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         yield _archive(sample.DAMAGED, f"no header of a tar at {end}: {error}")
         return
     if end + BLOCK > num_bytes or not _is_zero(file, end, end + BLOCK):
@@ -126,6 +126,23 @@ def _member(found: tarfile.TarInfo) -> TarMember:
 
 def _archive(status: str, error: str) -> TarMember:
     return TarMember(name="", status=status, error=error)
+
+
+def _is_passed_over(file: BinaryIO, first: int, last: int) -> bool:
+    """Tell whether nothing but empty blocks and pax global headers, which speak of no member, is in between."""
+    while not _is_zero(file, first, last):
+        file.seek(first)
+        block = file.read(BLOCK)
+        if block.strip(b"\0"):
+            try:
+                header = tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+            except tarfile.HeaderError:
+                return False
+            if header.type != tarfile.XGLTYPE:
+                return False
+            first += -(-header.size // BLOCK) * BLOCK
+        first += BLOCK
+    return True
 
 
 def _is_zero(file: BinaryIO, first: int, last: int) -> bool:

@@ -93,6 +93,9 @@ def assign_clusters(config: CurationConfig, pool: Any, batches: Sequence[Batch],
     share = min(1.0, dedup.semantic_sample / max(total, 1))
     to_draw = [(config, number, batch, share, places) for number, batch in enumerate(batches)]
     drawn = list(pool.map(draw, to_draw))
+    if not any(part.starts[-1] for part in drawn):
+        told = f"none of {total:,} embeddings was drawn: raise it"
+        raise BadInput(f"dedup.semantic_sample = {dedup.semantic_sample}: {told}")
     centroids = next(iter(pool.map(fit, [(config, drawn, num_clusters(dedup, total))], width, gpu=True)))
     groups = min(max(1, -(-total * dedup.semantic_nearest // dedup.rows_per_group)), max(1, len(centroids)))
     shared = pool.share(centroids)

@@ -25,7 +25,7 @@ from pipelines.ingest_crawls import FETCH_SETTINGS, counts_of, crawled, fetch_cr
 from pipelines.ingest_dumps import dump_fragments, dumped, listing_fragment, listing_step, parts_of
 from pipelines.preflight import check_url_lists
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say
-from pipelines.store import Root, scratch_file
+from pipelines.store import MANIFEST, Root, scratch_file
 from pipelines.taken_down import read_taken_down
 from schemas import fetches, samples
 
@@ -38,10 +38,10 @@ def ingest(runner: Runner) -> list[Report]:
     parts = parts_of(config)
     wanted: list[Fragment] = []
     reports = []
-    if parts:
+    if parts or _is_published(runner.root, "listings"):
         reports.append(runner.run(listing_step(config), [listing_fragment(part) for part in parts]))
         wanted += dump_fragments(runner.root, parts)
-    if config.web:
+    if config.web or _is_published(runner.root, "urls"):
         reports.append(runner.run(url_step(config), [url_fragment(source) for source in config.web]))
         report, web = fetch_crawls(runner, _fetch_step(config))
         reports.append(report)
@@ -52,6 +52,11 @@ def ingest(runner: Runner) -> list[Report]:
         say("samples: the sources have no rows")
     report = runner.run(step, sorted(wanted, key=lambda fragment: fragment.name))
     return [*reports, report]
+
+
+def _is_published(root: Root, table: str) -> bool:
+    """Return whether an earlier run had such sources: what the last of them brought goes with it."""
+    return root.exists(f"tables/{table}/{MANIFEST}")
 
 
 def _fetch_step(config: CurationConfig) -> Step:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from curate import sample
 from curate.bad_input import BadInput
 from curate.config import CurationConfig, IngestConfig, WebSource
+from curate.config_file import as_dict
 from curate.crawl import download, lists
 from curate.crawl.limits import Limits
 from curate.crawl.retry import Tried, next_run_at_s
@@ -57,7 +58,10 @@ def url_step(config: CurationConfig) -> Step:
 def url_fragment(source: WebSource) -> Fragment:
     files = lists.list_files(source)
     fs, _ = fsspec.core.url_to_fs(files[0])
-    made_from = [asdict(source), {file: str(fs.ukey(fs._strip_protocol(file))) for file in files}]
+    made_from = [
+        asdict(replace(source, evaluation=False)),
+        {file: str(fs.ukey(fs._strip_protocol(file))) for file in files},
+    ]
     return Fragment(name=source.name, made_from=made_from, arguments=(source, files))
 
 
@@ -82,12 +86,13 @@ def fetch_crawls(runner: Runner, step: Step) -> tuple[Report, list[Fragment]]:
 
     Raises CrawlStopped, after what came in is kept, where the alarm went off.
     """
-    chunks = [_with_rounds(runner, step, chunk) for chunk in _chunks(runner.root)]
+    listed = {source.name for source in runner.config.web}  # in a dry run, the table may know of others
+    chunks = [_with_rounds(runner, step, chunk) for chunk in _chunks(runner.root) if chunk.source in listed]
     now_s = time.time()
     due = {chunk: len(rows) for chunk in chunks if (rows := _due(runner, chunk, now_s)) is not None}
     if runner.dry_run and due:
         raise WouldMake(step.table, len(due), len(chunks))
-    stems, alarms = _download(runner, due, now_s)
+    stems, alarms = _download(runner, step, due, now_s)
     wanted = [chunk.fetches(number) for chunk in chunks for number in range(chunk.rounds + (chunk in due))]
     wanted = [replace(f, arguments=(*f.arguments, stems.get(f.name))) for f in wanted]
     report = runner.run(step, sorted(wanted, key=lambda fragment: fragment.name))
@@ -170,8 +175,8 @@ def _tried(root: Root, rounds: list[str]) -> dict[str, Tried]:
     return found
 
 
-def _download(runner: Runner, due: dict[Chunk, int], now_s: float) -> tuple[dict[str, str], list[str]]:
-    """Download the next round of chunks with rows that are due, unless an interrupted run has.
+def _download(runner: Runner, step: Step, due: dict[Chunk, int], now_s: float) -> tuple[dict[str, str], list[str]]:
+    """Download the next round of chunks with rows that are due, unless an interrupted run of the same list has.
 
     Returns the shards by the rounds' names, and what alarms said.
     """
@@ -179,7 +184,7 @@ def _download(runner: Runner, due: dict[Chunk, int], now_s: float) -> tuple[dict
     alarms = []
     for source in sorted({chunk.source for chunk in due}):
         folder = runner.root.fs.unstrip_protocol(runner.root.path(_download_folder(source)))
-        wanted = {c.fetches(c.rounds).name: c for c, num_rows in due.items() if c.source == source and num_rows}
+        wanted = {_asked_as(step, c): c for c, num_rows in due.items() if c.source == source and num_rows}
         download.discard_cut_off(folder)
         if left := {name: wanted[name] for name in sorted(wanted.keys() - download.finished(folder).keys())}:
             with runner.shared(Limits, "exchange", runner.config.ingest.requests_per_host) as limits:
@@ -187,8 +192,14 @@ def _download(runner: Runner, due: dict[Chunk, int], now_s: float) -> tuple[dict
         found = download.finished(folder)
         if lost := sorted(wanted.keys() - found.keys()):
             raise RuntimeError(f"img2dataset did not finish shard {lost[0]}: run the command again")
-        stems |= {name: found[name] for name in wanted}
+        stems |= {chunk.fetches(chunk.rounds).name: found[name] for name, chunk in wanted.items()}
     return stems, alarms
+
+
+def _asked_as(step: Step, chunk: Chunk) -> str:
+    """Return a name for the chunk's next round that another list, or other settings, do not share."""
+    round_ = chunk.fetches(chunk.rounds)
+    return f"{round_.name}-{digest([round_.made_from, as_dict(step.settings)])}"
 
 
 def _ask(runner: Runner, source: str, rounds: dict[str, Chunk], now_s: float, limits: Shared) -> list[str]:
@@ -217,8 +228,10 @@ def fetched(
     """Yield every row of a round with its bytes, or with the status of what went wrong; a first round has all rows."""
     outcomes, images = download.read_download(root.fs, stem) if stem else ({}, iter(()))
     listed = {row["uid"]: row for row in root.read_table(_list_file(chunk)).to_pylist()}
-    left = set(listed if number == 0 else outcomes)
+    left = set(listed if number == 0 else listed.keys() & outcomes.keys())
     for uid, data in images:
+        if uid not in listed:
+            continue  # taken down since it was asked for
         left.discard(uid)
         row = outcomes[uid] | _wrong_bytes(data, outcomes[uid]["downloaded_sha256"], listed[uid]["sha256"])
         yield row, None if row["status"] != sample.OK else data

@@ -50,9 +50,10 @@ def read_lists(source: WebSource, files: list[str], rows_per_chunk: int) -> Iter
         fs, _ = fsspec.core.url_to_fs(files[0])
         if "file" not in fs.protocol:
             database.register_filesystem(fs)
-        reader = _reader(files, source.column_names)
         with _readable(source):
-            _check_columns(source, database.sql(f"SELECT * FROM {reader} LIMIT 0").columns)
+            found = database.sql(f"SELECT * FROM {_reader(files, source.column_names)} LIMIT 0").columns
+            _check_columns(source, found)
+            reader = _reader(files, source.column_names, _json_types(source, found))
             rows = database.sql(_distinct_rows(source, reader)).to_arrow_reader(rows_per_chunk)
             for chunk in _chunks(rows, rows_per_chunk):
                 yield _with_uids(chunk, source.name)
@@ -72,7 +73,7 @@ def _spill_folder() -> str:
     return posixpath.join(tempfile.gettempdir(), "darkroom-duckdb")
 
 
-def _reader(files: list[str], column_names: Sequence[str]) -> str:
+def _reader(files: list[str], column_names: Sequence[str], json_types: str = "union_by_name=true") -> str:
     """Return the DuckDB table function that reads the files."""
     paths = [file.removeprefix("file://") for file in files]
     names = _texts(paths)
@@ -80,15 +81,23 @@ def _reader(files: list[str], column_names: Sequence[str]) -> str:
     if name.endswith(".parquet"):
         return f"read_parquet({names}, union_by_name=true)"
     if name.endswith((".jsonl", ".json", ".ndjson")):
-        return f"read_json({names}, union_by_name=true)"
+        return f"read_json({names}, {json_types})"
     if name.endswith((".csv", ".tsv")):
-        columns = "header=true, union_by_name=true"
+        columns = "header=true, union_by_name=true" + (", quote='\"'" if name.endswith(".csv") else "")
         if column_names:  # as published for Conceptual Captions: no header line, and quotes are only quotes
             columns = f"header=false, names={_texts(column_names)}" + (
                 ", delim='\t', quote=''" if name.endswith(".tsv") else ""
             )
         return f"read_csv({names}, {columns}, all_varchar=true)"
     raise BadInput(f"{files[0]}: URL lists are .parquet, .csv, .tsv or .jsonl")
+
+
+def _json_types(source: WebSource, found: list[str]) -> str:
+    """Return the columns of JSON lists: text as it is written, which a guessed type would change."""
+    kinds = dict.fromkeys(source.extra_columns, "JSON")
+    kinds |= {column: "VARCHAR" for field in ARGUMENT.values() if (column := getattr(source, field)) is not None}
+    spelt = {name.lower(): name for name in found}
+    return f"columns={{{', '.join(f'{_quoted(spelt[name.lower()])}: {kind!r}' for name, kind in kinds.items())}}}"
 
 
 def _texts(values: Sequence[str]) -> str:

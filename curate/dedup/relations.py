@@ -102,7 +102,7 @@ class NearByHash:
         near = np.zeros(len(part), bool)
         near[first[~is_first]] = True
         own, count = np.flatnonzero(is_first), 0
-        if self.radius or self.turned_TN is not None:
+        if self.radius or self.turned_TN is not None or self.confirm is not None:
             for pairs in self._near(rows[part[own]], None):
                 near[own[pairs.ravel()]] = True
                 count += len(pairs)

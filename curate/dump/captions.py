@@ -103,7 +103,7 @@ def _json_lines(file: BinaryIO, where: str) -> Iterator[dict]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a plain ValueError
                 raise BadInput(f"{where}, line {number}: {error}") from error
             if not isinstance(row, dict):
                 raise BadInput(f"{where}, line {number}: expected an object, got {type(row).__name__}")

@@ -135,7 +135,7 @@ def _row(entry: Entry, found: Found, source: DumpSource) -> DumpRow:
     said: dict[str, Any] = {"key": entry.key, "caption": entry.caption, "license": entry.license or source.license}
     try:
         said |= _sidecar(entry, found, source)
-    except (UnreadableBlob, ValueError) as error:
+    except (UnreadableBlob, ValueError, RecursionError) as error:
         status = entry.status or getattr(error, "status", sample.BAD_CAPTION)
         return DumpRow(**said, status=status, error=f"the caption beside the image: {error}")
     if entry.status or entry.image is None:

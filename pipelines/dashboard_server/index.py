@@ -167,7 +167,7 @@ class Index:
     def _prepare(self) -> None:
         """Create the tables; an index with other columns, settings or buckets is begun anew."""
         away = [sorted(hashes) for hashes in vars(self.taken_down).values()]
-        shape = digest([list(self.numbers), self.buckets, self.blocklists_known, self.root.url, away, 2])
+        shape = digest([list(self.numbers), self.buckets, self.blocklists_known, self.root.url, away, 3])
         self.database.execute("CREATE TABLE IF NOT EXISTS shape (shape VARCHAR)")
         if self.rows("SELECT shape FROM shape") != [(shape,)]:
             for name in ("board", "fragments"):
@@ -251,7 +251,7 @@ class Index:
     def _join(self) -> str:
         alias = {"captions": "c", "features": "f", "scores": "r"}
         numbers = [
-            "coalesce(r.clip_similarity, f.clip_similarity) AS clip_similarity"
+            "CASE WHEN r.uid IS NULL THEN f.clip_similarity ELSE r.clip_similarity END AS clip_similarity"
             if said.name == "clip_similarity"
             else f'{alias[said.table]}."{said.name}"'
             for said in self.numbers.values()

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from curate.bad_input import BadInput
 from curate.config import CurationConfig, DumpSource
 from curate.config_file import read_settings
 from curate.dump.files import find_files
@@ -70,13 +71,13 @@ def test_a_caption_without_its_image_has_a_row(tmp_path):
 def test_json_sidecars_give_caption_and_licence(tmp_path):
     write_folder(tmp_path, {"a.jpg": b"A", "a.json": lines({"alt": "from json", "terms": "CC0"}), "a.txt": "from text"})
     write_folder(tmp_path, {"b.jpg": b"B", "b.json": "{broken", "c.jpg": b"C", "c.json": "[1]"})
+    write_folder(tmp_path, {"d.jpg": b"D", "d.json": "[" * 100_000})
     found = read(tmp_path, caption_column="alt", license_column="terms", license="other")
-    assert [(row.caption, row.license) for row in found] == [("from text", "CC0"), (None, "other"), (None, "other")]
+    assert [(row.caption, row.license) for row in found] == [("from text", "CC0"), *[(None, "other")] * 3]
     found = read(tmp_path, caption_column="alt", sidecar="json")
     assert [(row.caption, row.status) for row in found] == [
         ("from json", None),
-        (None, "bad_caption"),
-        (None, "bad_caption"),
+        *[(None, "bad_caption")] * 3,
     ]
     assert "Expecting property name" in found[1].error and "expected an object, got list" in found[2].error
 
@@ -290,6 +291,22 @@ def test_long_and_odd_names_in_tars(tmp_path):
         (tmp_path / f"{number}.tar").write_bytes(tar_of([(long, b"L"), (odd, b"O"), ("\u4e2d.jpg", b"U")], format=kind))
     rows = [(long, None, b"L"), ("bad-?.jpg", None, b"O"), ("\u4e2d.jpg", None, b"U")]
     assert sorted(told(read(tmp_path))) == sorted(under("0.tar", rows) + under("1.tar", rows))
+
+
+def test_the_global_headers_of_a_tar_are_no_damage(tmp_path):
+    """As `git archive` writes one, with the commit; joined tars have one each."""
+    said = {"format": tarfile.PAX_FORMAT, "pax_headers": {"comment": "c" * 2000}}
+    one, other = (tar_of([(f"{name}.jpg", name.encode())], **said) for name in "ab")
+    (tmp_path / "x.tar").write_bytes(one + other)
+    assert told(read(tmp_path)) == under("x.tar", [("a.jpg", None, b"a"), ("b.jpg", None, b"b")])
+
+
+@pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_of_headers_without_end_are_damage(tmp_path, kind):
+    member = tarfile.TarInfo("a.jpg")
+    member.type = kind
+    (tmp_path / "x.tar").write_bytes(tar_of([("a.jpg", b"A")])[:1024] + 2000 * member.tobuf(tarfile.GNU_FORMAT))
+    assert told(read(tmp_path)) == [("x.tar/a.jpg", None, b"A"), ("x.tar", None, "damaged")]
 
 
 def test_joined_and_damaged_tars_are_read_on(tmp_path):
@@ -583,9 +600,14 @@ def test_what_is_wrong_with_a_captions_file_is_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             read(tmp_path, captions=captions, **said)
-    for text, message in (('{"file_name": "a.jpg"}\n{broken\n', "line 2"), ("[1]\n", "line 1: expected an object")):
+    for text, message in (
+        ('{"file_name": "a.jpg"}\n{broken\n', "line 2"),
+        ("[1]\n", "line 1: expected an object"),
+        ("[" * 100_000, "line 1: maximum recursion depth"),
+        ('{"file_name": %s}' % ("1" * 5000), "line 1: Exceeds the limit"),
+    ):
         (tmp_path / "c.jsonl").write_text(text)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(BadInput, match=message):
             read(tmp_path, captions="c.jsonl")
 
 

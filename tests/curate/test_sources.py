@@ -48,6 +48,40 @@ def test_lists_of_every_kind_give_distinct_rows(tmp_path, ending):
     }
 
 
+FAR = 21_000
+"""More rows than those from which DuckDB guesses what a file is like."""
+
+
+def rows_of(source):
+    return [row for chunk in read_lists(source, list_files(source), FAR) for row in chunk.to_pylist()]
+
+
+def test_text_of_a_jsonl_list_is_what_it_says(tmp_path):
+    """Whatever the values before it are: none at all, numbers, lists, or all of them dates."""
+    path = tmp_path / "list.jsonl"
+    source = WebSource(name="s", url_list=str(path), license_column="by", extra_columns=("when", "Of"))
+    rows = [{"url": f"http://a/{at}", "caption": None, "by": None, "when": None} for at in range(FAR)]
+    late = {"url": "http://b/1", "caption": 'a "late" one', "by": "CC0", "when": "2020-01-02T03:04:05Z", "of": [1, "x"]}
+    path.write_text("\n".join(map(json.dumps, [{"of": None}, *rows, late])))
+    found = next(row for row in rows_of(source) if row["url"] == "http://b/1")
+    assert (found["caption"], found["license"]) == ('a "late" one', "CC0")
+    assert json.loads(found["extra"]) == {"when": "2020-01-02T03:04:05Z", "Of": [1, "x"]}
+    captions = ["a str", 3, 1.50, ["l"], True, "2020-01-02T03:04:05Z", {"x": 1}]
+    source = WebSource(name="s", url_list=str(path), url_column="URL")
+    path.write_text("\n".join(json.dumps({"url": f"{at}", "caption": said}) for at, said in enumerate(captions)))
+    told = {row["url"]: row["caption"] for row in rows_of(source)}
+    assert told == dict(zip("0123456", ["a str", "3", "1.5", '["l"]', "true", captions[5], '{"x":1}'], strict=True))
+
+
+def test_a_csv_list_may_quote_late(tmp_path):
+    path = tmp_path / "list.csv"
+    rows = "".join(f"http://a/{at},plain {at}\n" for at in range(FAR))
+    path.write_text(f'url,caption\n{rows}http://b/1,"with ""quotes"""\nhttp://b/2,"a, b\nand c"\nhttp://b/3,a 5" one\n')
+    told = {row["url"]: row["caption"] for row in rows_of(WebSource(name="s", url_list=str(path)))}
+    assert [told[f"http://b/{at}"] for at in (1, 2, 3)] == ['with "quotes"', "a, b\nand c", 'a 5" one']
+    assert len(told) == FAR + 3
+
+
 def test_the_captions_of_a_url_are_in_one_chunk(tmp_path):
     captions = {f"http://a/{n}": 1 + n % 4 for n in range(60)}
     rows = [{"url": url, "caption": f"{at}"} for url, count in captions.items() for at in range(count)]

@@ -336,6 +336,9 @@ WHOLE_CORPUS = {
     "quantile": {"quantiles": (Quantile(column="sharpness", low=0.1, high=0.9, of="measured"),)},
     "quantile of those left": {"quantiles": (Quantile(column="aesthetic", low=0.3, of="passed"),)},
     "best fraction": {"top_fractions": (TopFraction(column="aesthetic", fraction=0.5),)},
+    "best fraction, hits of a blocklist apart": {
+        "top_fractions": (TopFraction(column="clip_similarity", fraction=0.5),)
+    },
     "quotas": {
         "quotas": (
             Quota(by="source", max_samples=20, rank_by="sharpness"),
@@ -391,6 +394,10 @@ def _with_clusters(made: dict[str, Any]) -> None:
         row["semantic_cluster"] = None if at % 9 == 0 else at % 4
     for at, row in enumerate(made["features"]):
         row["sharpness"] = row["sharpness"] and 10.0 * (at // 3)  # ties
+        row["clip_similarity"] = 0.9 if at % 8 == 7 else at / 100
+    for at, row in enumerate(made["scores"]):
+        row["blocklist_hit"] = at % 8 == 7
+        row["clip_similarity"] = None if at % 8 == 7 else at / 100
 
 
 def _without_language_rule(made: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ CASES = {
     "embeddings in groups": SEMANTIC | {"rows_per_group": 50, "rows_per_block": 70},
     "embeddings, few pairs": SEMANTIC | {"max_pairs": 3},
     "confirmed": {"confirm_pdq_bits": 31},
+    "equal hashes, confirmed": {"radius_bits": 0, "confirm_pdq_bits": 31},
     "turned": {"turns": "all", "rows_per_block": 90},
     "turned, confirmed": {"turns": "all", "confirm_pdq_bits": 31, "rows_per_block": 90},
     "flipped, confirmed": {"turns": "flips", "confirm_pdq_bits": 31},
@@ -72,8 +73,10 @@ def test_survivors_are_those_of_brute_force(case, tmp_path):
         turn = (5, 1)[at % 2]
         rows[at]["phash64_turned"][turn] = rows[at + 1]["phash64"]
         rows[at]["pdq256_turned"][turn] = rows[at + 1 + at // 3 % 4 // 2]["pdq256"]
-        rows[at]["pdq256"], rows[at]["pdq_quality"] = rows[at + 2]["pdq256"], 100 if at % 2 else 49
-        rows[at]["phash64"] = rows[at + 2]["phash64"] ^ at % 2
+        confirming = rows[at + 2]["pdq256"]
+        rows[at]["pdq256"] = confirming[:31] + bytes([confirming[31] ^ 7])
+        rows[at]["pdq_quality"] = 100 if at % 2 else 49
+        rows[at]["phash64"] = rows[at + 2]["phash64"] ^ at // 6 % 2
         rows[at]["phash64_turned"][2] = rows[at + 2]["phash64"]  # nearer, but not by PDQ
     for one in rows[::7] if case.startswith("shown") else ():
         one["source"] = "benchmark"
@@ -314,6 +317,12 @@ def test_too_few_clusters_are_told(tmp_path, monkeypatch, capsys):
         run(write_tables(tmp_path / str(clusters), [[row(at) for at in range(100)]], **settings))
         warning = "warning: 4 semantic clusters are few: 75 samples are searched in each; raise dedup.semantic_sample"
         assert (warning in "".join(capsys.readouterr())) == told
+
+
+def test_a_sample_for_the_clusters_of_nothing_is_told(tmp_path):
+    rows = [row(at, uid=f"{at:016x}{'f' * 16}") for at in range(9)]
+    with pytest.raises(ValueError, match="dedup.semantic_sample = 1: none of 9 embeddings was drawn: raise it"):
+        run(write_tables(tmp_path, [rows], **SEMANTIC, semantic_sample=1))
 
 
 def test_an_embedding_that_is_no_number_is_named(tmp_path):

@@ -21,12 +21,14 @@ import pytest
 import yaml
 
 from curate import sample
-from curate.config import RETRIES, CurationConfig, IngestConfig, RayConfig, WebSource
+from curate.config import RETRIES, CurationConfig, DumpSource, IngestConfig, RayConfig, WebSource
 from curate.config_file import as_dict
+from curate.takedown import asked_for
 from pipelines.crawl_report import crawl_report, lines, round_order
 from pipelines.ingest import ingest
 from pipelines.ingest_crawls import CrawlStopped
 from pipelines.runner import Runner
+from pipelines.takedown import take_down
 from tests.conftest import encoded, picture
 from tests.curate.crawl_origin import Answer, Origin, origin
 
@@ -154,6 +156,51 @@ class Cut(Exception):
     """The run ends here."""
 
 
+def cut_after_download(run: Callable[[CurationConfig], None], config: CurationConfig, monkeypatch: Any) -> None:
+    """Let a run end when all is downloaded, and nothing kept of it yet."""
+    with monkeypatch.context() as patch:
+
+        def cut(runner: Runner, step: Any, wanted: Any, run: Any = Runner.run) -> Any:
+            if step.table == "fetches":
+                raise Cut
+            return run(runner, step, wanted)
+
+        patch.setattr(Runner, "run", cut)
+        with pytest.raises(Cut):
+            run(config)
+
+
+def test_what_a_run_downloaded_before_its_list_changed_is_not_taken(tmp_path, run, monkeypatch):
+    with origin({f"/{n}": good(n) for n in range(5)}) as server:
+        cut_after_download(run, configured(tmp_path, listed(server, ["/0", "/1", "/2"])), monkeypatch)
+        requested(server)
+        run(configured(tmp_path, listed(server, ["/2", "/3", "/4"])))
+        assert requested(server) == ["/2", "/3", "/4"]
+    assert samples(tmp_path)["status"].to_dict() == dict.fromkeys(["/2", "/3", "/4"], sample.OK)
+    check_bytes(tmp_path)
+    assert not (tmp_path / "out" / "raw" / "download" / "web").exists()
+
+
+def test_what_a_run_downloaded_before_more_signals_were_heeded_is_not_taken(tmp_path, run, monkeypatch):
+    with origin({"/out": replace(good(0), headers={"X-Robots-Tag": "noai"})}) as server:
+        rows = listed(server, ["/out"])
+        cut_after_download(run, configured(tmp_path, rows, consent=()), monkeypatch)
+        run(configured(tmp_path, rows))
+    assert samples(tmp_path)["status"].to_dict() == {"/out": sample.OPT_OUT_X_ROBOTS_TAG}
+
+
+def test_a_takedown_between_a_download_and_the_run_that_keeps_it(tmp_path, run, monkeypatch):
+    with origin({f"/{n}": Answer(status=500, body=b"") for n in range(3)}) as server:
+        config = configured(tmp_path, listed(server, ["/0", "/1", "/2"]))
+        run(config)
+        server.answers.update({f"/{n}": good(n) for n in range(2)})
+        cut_after_download(run, config, monkeypatch)
+        list(take_down(config, asked_for(urls=[f"{server.url}/{n}" for n in (0, 2)]), with_duplicates=False))
+        run(config)
+    assert samples(tmp_path)["status"].to_dict() == {"/1": sample.OK}
+    check_bytes(tmp_path)
+
+
 def test_a_run_interrupted_and_resumed_gives_the_same_tables(tmp_path, run, monkeypatch):
     with origin({f"/good/{n}": good(n) for n in range(50)}) as server:
         rows = listed(server, [*server.answers, "/gone"])
@@ -161,16 +208,7 @@ def test_a_run_interrupted_and_resumed_gives_the_same_tables(tmp_path, run, monk
             (tmp_path / name).mkdir()
         run(configured(tmp_path / "whole", rows))
         config = configured(tmp_path / "cut", rows)
-        with monkeypatch.context() as patch:
-
-            def cut(runner: Runner, step: Any, wanted: Any, run: Any = Runner.run) -> Any:
-                if step.table == "fetches":
-                    raise Cut
-                return run(runner, step, wanted)
-
-            patch.setattr(Runner, "run", cut)
-            with pytest.raises(Cut):
-                run(config)
+        cut_after_download(run, config, monkeypatch)
         downloads = tmp_path / "cut" / "out" / "raw" / "download" / "web"
         shards = sorted(downloads.glob("*/*.tar"))
         assert len(shards) == 3
@@ -289,6 +327,30 @@ def check_bytes(folder: Path) -> None:
         assert row["status"] == sample.OK
         found = (folder / "out" / row["shard"]).read_bytes()[int(row["offset"]) :][: int(row["num_bytes"])]
         assert hashlib.sha256(found).hexdigest() == row["sha256"]
+
+
+def test_a_source_that_becomes_an_evaluation_set_is_not_crawled_anew(tmp_path, run):
+    with origin({f"/{number}": good(number) for number in range(3)}) as server:
+        config = configured(tmp_path, listed(server, ["/0", "/1", "/2"]))
+        run(config)
+        before = files(tmp_path)
+        assert requested(server) == ["/0", "/1", "/2"]
+        run(replace(config, web=(replace(config.web[0], evaluation=True),)))
+        assert requested(server) == []
+    assert files(tmp_path) == before
+
+
+def test_what_the_last_crawl_brought_goes_with_it(tmp_path, run):
+    dump = tmp_path / "dump"
+    dump.mkdir()
+    (dump / "0.jpg").write_bytes(good(9).body)
+    with origin({"/0": good(0)}) as server:
+        config = configured(tmp_path, listed(server, ["/0"]))
+        run(config)
+    run(replace(config, web=(), dumps=(DumpSource(name="dump", folder=str(dump)),)))
+    assert samples(tmp_path)["source"].to_list() == ["dump"]
+    raw = [path for path in (tmp_path / "out" / "raw").rglob("*") if path.is_file()]
+    assert {path.name.split("-")[0].split(".")[0] for path in raw} == {"dump"}
 
 
 def test_the_limit_of_a_host_holds_for_all_workers_of_a_run(tmp_path, run):

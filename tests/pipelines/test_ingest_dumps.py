@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,14 @@ def test_a_file_that_comes_or_goes_leaves_the_other_archives_alone(tmp_path):
     assert {name: report.made for name, report in bring_in(config).items()} == {"listings": 0, "samples": 0}
     assert set(samples_of(tmp_path / "out").url.str[:5]) == {"0.tar", "2.tar"}
     assert len(list((tmp_path / "out" / "raw").glob("*.tar"))) == 2
+
+
+def test_what_the_last_dump_brought_goes_with_it(tmp_path):
+    config = config_of(write_folder(tmp_path / "dump", KINDS["folder"]), tmp_path / "out")
+    bring_in(config)
+    bring_in(replace(config, dumps=()))
+    assert list((tmp_path / "out" / "raw").rglob("*.*")) == []
+    assert Root(config.root).read_json("tables/listings/_run.json")["fragments"] == {}
 
 
 def test_each_caption_of_a_file_has_its_own_bytes(tmp_path):
