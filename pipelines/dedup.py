@@ -33,7 +33,7 @@ from pipelines.dedup_sources import (
 )
 from pipelines.preflight import check_untrained
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say, shaping
-from pipelines.store import Root, fragments
+from pipelines.store import Root, check_fragments, fragments
 from schemas.duplicates import VERSION
 
 ROWS_PER_CLUSTER = 20_000
@@ -45,6 +45,7 @@ def dedup(runner: Runner) -> list[Report]:
     config, root = runner.config, runner.root
     check_untrained(config)
     samples, captions, features = (fragments(root, name) for name in ("samples", "captions", "features"))
+    check_fragments(root, samples, "captions", "features")
     entries = earlier_entries(config)
     made_from = [samples, captions, features, VERSION]
     made_from += [[entry.digest for entry in entries], evaluation_sources(config)]

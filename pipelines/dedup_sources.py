@@ -11,7 +11,7 @@ import pyarrow as pa
 from curate.config import CurationConfig
 from curate.dedup.records import SAMPLE_COLUMNS
 from pipelines.dedup_index import Entry, read_index
-from pipelines.store import Root, manifest, table_file
+from pipelines.store import Root, manifest, stale, table_file
 
 ROWS_A_BATCH = 1_250_000
 MIN_BATCHES = 64
@@ -81,8 +81,10 @@ def read_rows(
     samples = root.read_table(table_file("samples", source.fragment), ["uid", *more])
     captions = root.read_table(table_file("captions", source.fragment), ["caption_reason"])
     rows = root.read_table(table_file("features", source.fragment), columns)
-    same = samples["uid"] == rows["uid"] and len(samples) == len(captions)
-    assert same, f"{source.fragment}: the tables differ"
+    if len(samples) != len(captions):
+        raise stale(table_file("captions", source.fragment))
+    if samples["uid"] != rows["uid"]:
+        raise stale(table_file("features", source.fragment))
     rows = rows.append_column("caption_fine", captions["caption_reason"].is_null())
     for name in more:
         rows = rows.append_column(name, samples[name])

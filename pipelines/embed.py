@@ -26,7 +26,7 @@ from curate.trial import tried_first
 from pipelines.command import run_step
 from pipelines.preflight import check_clip_weights
 from pipelines.runner import Fragment, Made, Report, Runner, Step, shaping
-from pipelines.store import Root, fragments, table_file
+from pipelines.store import Root, check_fragments, fragments, stale, table_file
 from schemas import features
 from schemas.column import conform, with_model
 
@@ -40,10 +40,10 @@ def embed(runner: Runner) -> list[Report]:
     """Measure every image that came in."""
     config = runner.config
     check_clip_weights(config)
-    texts = fragments(runner.root, "texts")
+    samples, texts = fragments(runner.root, "samples"), fragments(runner.root, "texts")
+    check_fragments(runner.root, samples, "texts")
     wanted = [
-        Fragment(name=name, made_from=[receipt, texts[name]], arguments=(name,))
-        for name, receipt in fragments(runner.root, "samples").items()
+        Fragment(name=name, made_from=[receipt, texts[name]], arguments=(name,)) for name, receipt in samples.items()
     ]
     step = Step(
         table="features",
@@ -76,7 +76,8 @@ def _build(config: CurationConfig) -> Any:
             table_file("samples", name), ["uid", "status", "error", "shard", "offset", "num_bytes"]
         )
         captions = root.read_table(table_file("texts", name), ["uid", "caption_clean"])
-        assert samples["uid"] == captions["uid"], f"{name}: samples and texts differ"
+        if samples["uid"] != captions["uid"]:
+            raise stale(table_file("texts", name))
         texts = captions["caption_clean"].to_pylist()
         rows = []
         with tried_first(read, careful) as decode:

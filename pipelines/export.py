@@ -33,7 +33,7 @@ from curate.weights import registered
 from pipelines.command import run_step
 from pipelines.preflight import check_faces
 from pipelines.runner import Fragment, Made, Report, Runner, Step, shaping
-from pipelines.store import Root, digest, fragments, parquet_bytes, scratch_file, table_file
+from pipelines.store import Root, check_fragments, digest, fragments, parquet_bytes, scratch_file, stale, table_file
 from schemas.plan import SCHEMA as PLAN_SCHEMA
 from schemas.shards import SCHEMA
 
@@ -58,6 +58,7 @@ def export(runner: Runner) -> list[Report]:
     config = runner.config
     check_faces(config)
     made_from = [fragments(runner.root, table) for table in ("samples", "features", "captions", "scores", "selection")]
+    check_fragments(runner.root, made_from[0], "features", "captions", "scores", "selection")
     planning = {name: getattr(config.export, name) for name in PLANNING}
     plan = Step(table="plan", settings=planning, build=_build_plan)
     wanted = [Fragment(name="all", made_from=made_from, arguments=(sorted(made_from[0]),))] if made_from[0] else []
@@ -128,6 +129,8 @@ def _kept(root: Root, name: str, config: ExportConfig) -> pa.Table:
     for table in ("samples", "features", "captions", "scores"):
         more = root.read_table(table_file(table, name), READ[table])
         at = pc.index_in(rows["uid"], more["uid"])
+        if at.null_count:
+            raise stale(table_file("selection", name))
         for column in READ[table][1:]:
             rows = rows.append_column(column, more[column].take(at))
     sides = zip(rows["uid"].to_pylist(), rows["height_px"].to_pylist(), rows["width_px"].to_pylist(), strict=True)

@@ -24,7 +24,7 @@ from curate.weights import registered
 from pipelines.command import run_step
 from pipelines.preflight import check_head_weights
 from pipelines.runner import Fragment, Made, Report, Runner, Step
-from pipelines.store import Root, fragments, table_file
+from pipelines.store import Root, check_fragments, fragments, stale, table_file
 from schemas import scores
 from schemas.column import column, conform
 
@@ -37,6 +37,7 @@ def score(runner: Runner) -> list[Report]:
     config = runner.config
     check_head_weights(config)
     samples = fragments(runner.root, "samples")
+    check_fragments(runner.root, samples, "features")
     about = {"blocklists": fingerprints(config.score), "heads": [_said(spec) for spec in config.score.heads]}
     wanted = [
         Fragment(name=name, made_from=[samples[name], receipt, about], arguments=(name,))
@@ -93,7 +94,8 @@ def _build(config: CurationConfig) -> Any:
     def rate(name: str) -> Made:
         features = root.read_table(table_file("features", name), OF_FEATURES)
         samples = root.read_table(table_file("samples", name), OF_SAMPLES)
-        assert samples["uid"] == features["uid"], f"{name}: samples and features differ"
+        if samples["uid"] != features["uid"]:
+            raise stale(table_file("features", name))
         match = matches(root, samples, features, listed, index, config.score.blocklist_radius_bits)
         hit = match.is_valid().to_numpy(zero_copy_only=False)
         dim = features.schema.field("embedding").type.list_size

@@ -26,7 +26,7 @@ from curate.takedown import TakenDown
 from curate.verdicts import Corpus, Reason, cut, earlier_findings, judge, ranks_samples, rows, rules
 from pipelines.command import run_step
 from pipelines.runner import Fragment, Made, Report, Runner, Step
-from pipelines.store import Root, fragments, parquet_bytes, scratch_file, table_file
+from pipelines.store import Root, check_fragments, fragments, parquet_bytes, scratch_file, stale, table_file
 from pipelines.taken_down import read_taken_down
 from schemas.column import conform
 from schemas.selection import SCHEMA
@@ -59,6 +59,7 @@ def selection(runner: Runner) -> list[Report]:
     config = runner.config
     check(config.selection, config.score, config.dedup)
     tables = [fragments(runner.root, table) for table in JOINED]
+    check_fragments(runner.root, tables[0], *JOINED[1:])
     wanted = [Fragment(name="all", made_from=tables, arguments=(sorted(tables[0]),))] if tables[0] else []
     return [runner.run(Step(table="selection", settings=config.selection, build=_build), wanted)]
 
@@ -146,7 +147,11 @@ class Part:
 def _read(root: Root, name: str, asked: Asked) -> Part:
     """Read the columns that the settings ask for of one fragment of every table."""
     settings, tables = asked.settings, _aligned(root, name, asked.columns)
-    early, findings = earlier_findings(_findings(tables, asked.taken_down))
+    away = pa.array(asked.taken_down.rows(tables["samples"]))
+    for table in ("features", "captions", "scores"):  # duplicates has what could be decoded
+        if not pc.all(pc.or_(tables[table]["uid"].is_valid(), away), min_count=0).as_py():
+            raise stale(table_file(table, name))
+    early, findings = earlier_findings(_findings(tables, away))
     values = {column: _numbers(column, tables[table]) for column, table in asked.numbers.items()}
     language = _not_in(tables["captions"]["language"], settings.languages) if settings.languages is not None else None
     broken = cut(settings, len(early), values, language)
@@ -172,17 +177,18 @@ def _aligned(root: Root, name: str, wanted: dict[str, list[str]]) -> dict[str, d
         arrays |= {column: read[column].combine_chunks() for column in names if len(read)}
         uids = found.get("samples", arrays)["uid"]
         if not arrays["uid"].equals(uids):
-            assert len(arrays["uid"]) <= len(uids), f"{name}: {table} has samples that samples has not"
+            if not pc.all(pc.is_in(arrays["uid"], value_set=uids), min_count=0).as_py():
+                raise stale(table_file(table, name))
             at = pc.index_in(uids, arrays["uid"])
             arrays = {column: array.take(at) for column, array in arrays.items()}
         found[table] = arrays
     return found
 
 
-def _findings(tables: dict[str, dict[str, pa.Array]], taken_down: TakenDown) -> dict[str, pa.Array]:
+def _findings(tables: dict[str, dict[str, pa.Array]], taken_down: pa.Array) -> dict[str, pa.Array]:
     samples, duplicates = tables["samples"], tables["duplicates"]
     return {
-        "taken_down": pa.array(taken_down.rows(samples)),
+        "taken_down": taken_down,
         "status": samples["status"],
         "image_status": tables["features"]["status"],
         "blocklist_hit": tables["scores"]["blocklist_hit"],

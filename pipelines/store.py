@@ -18,7 +18,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -392,6 +392,21 @@ def manifest(root: Root, table: str) -> dict[str, Any]:
 def fragments(root: Root, table: str) -> dict[str, str]:
     """Return the receipts' digests of a published table by fragment, in order."""
     return {name: said["receipt"] for name, said in sorted(manifest(root, table)["fragments"].items())}
+
+
+def check_fragments(root: Root, names: Iterable[str], *tables: str) -> None:
+    """Raise BadInput, naming the step to run, for a table that has other fragments than samples now has."""
+    for table in tables:
+        files = [file for said in manifest(root, table)["fragments"].values() for file in said["files"]]
+        own = {file for file in files if file.endswith(".parquet")}
+        if differing := sorted({table_file(table, name) for name in names} ^ own):
+            raise stale(differing[0])
+
+
+def stale(file: str) -> BadInput:
+    """Return the error for a table's file whose samples are not those that there are now."""
+    table = file.split("/")[1]
+    return BadInput(f"{file}: samples changed since: run python pipelines/{MADE_BY[table]}.py first")
 
 
 MADE_BY = {

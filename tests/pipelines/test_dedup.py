@@ -319,6 +319,15 @@ def test_too_few_clusters_are_told(tmp_path, monkeypatch, capsys):
         assert (warning in "".join(capsys.readouterr())) == told
 
 
+def test_features_of_other_samples_are_told(tmp_path):
+    config = write_tables(tmp_path / "a", [[row(1), row(2)]])
+    write_tables(tmp_path / "b", [[row(1), row(3)]])
+    file = table_file("features", "crawl-00000")
+    shutil.copyfile(tmp_path / "b" / file, tmp_path / "a" / file)
+    with pytest.raises(ValueError, match=f"{file}: samples changed since: run python pipelines/embed.py first"):
+        run(config)
+
+
 def test_a_sample_for_the_clusters_of_nothing_is_told(tmp_path):
     rows = [row(at, uid=f"{at:016x}{'f' * 16}") for at in range(9)]
     with pytest.raises(ValueError, match="dedup.semantic_sample = 1: none of 9 embeddings was drawn: raise it"):
