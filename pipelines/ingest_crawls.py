@@ -43,12 +43,13 @@ class Chunk:
 
     source: str
     name: str
-    made_from: tuple[str, str]
+    content: str
+    """Digest of its rows: a list that is written again as it was asks for nothing."""
     rounds: int = 0
 
     def fetches(self, number: int) -> Fragment:
         name = f"{self.name}-r{number:02d}"
-        return Fragment(name=name, made_from=[self.made_from, number], arguments=(self.source, self.name, number))
+        return Fragment(name=name, made_from=[self.content, number], arguments=(self.source, self.name, number))
 
 
 def url_step(config: CurationConfig) -> Step:
@@ -59,6 +60,7 @@ def url_fragment(source: WebSource) -> Fragment:
     files = lists.list_files(source)
     fs, _ = fsspec.core.url_to_fs(files[0])
     made_from = [
+        urls.VERSION,
         asdict(replace(source, evaluation=False)),
         {file: str(fs.ukey(fs._strip_protocol(file))) for file in files},
     ]
@@ -70,12 +72,13 @@ def _build_urls(config: CurationConfig) -> Any:
         chunks, written = [], {}
         taken_down = read_taken_down(Root(config.root))
         for number, rows in enumerate(lists.read_lists(source, files, config.ingest.rows_per_shard)):
+            content = digest(rows.to_pylist())
             rows = rows.filter(pa.array(~taken_down.rows(rows)))
             name = f"{source.name}-{number:05d}"
             path = scratch_file(".parquet")
             path.write_bytes(parquet_bytes(rows))
             written[_list_file(name)] = path
-            chunks.append({"source": source.name, "chunk": name, "rows": len(rows)})
+            chunks.append({"source": source.name, "chunk": name, "rows": len(rows), "content": content})
         return Made(rows=pa.Table.from_pylist(chunks, schema=urls.SCHEMA), files=written)
 
     return split
@@ -110,9 +113,9 @@ def fetch_crawls(runner: Runner, step: Step) -> tuple[Report, list[Fragment]]:
 
 
 def _chunks(root: Root) -> Iterator[Chunk]:
-    for source, receipt in fragments(root, "urls").items():
-        for name in root.read_table(table_file("urls", source))["chunk"].to_pylist():
-            yield Chunk(source=source, name=name, made_from=(receipt, name))
+    for source in fragments(root, "urls"):
+        for row in root.read_table(table_file("urls", source)).to_pylist():
+            yield Chunk(source=source, name=row["chunk"], content=row["content"])
 
 
 def _with_rounds(runner: Runner, step: Step, chunk: Chunk) -> Chunk:
@@ -123,7 +126,7 @@ def _with_rounds(runner: Runner, step: Step, chunk: Chunk) -> Chunk:
 
 def _samples_fragment(config: CurationConfig, chunk: Chunk, rounds: dict[str, str]) -> Fragment:
     """Return the fragment that the chunk's rounds, by name with their receipts, make."""
-    made_from = [chunk.made_from, list(rounds.values()), config.ingest.allowed_licenses]
+    made_from = [chunk.content, list(rounds.values()), config.ingest.allowed_licenses]
     return Fragment(name=chunk.name, made_from=made_from, arguments=("web", chunk.source, chunk.name, list(rounds)))
 
 

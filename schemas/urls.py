@@ -4,12 +4,14 @@ import pyarrow as pa
 
 from schemas.column import column, table
 
+VERSION = 2
 SCHEMA = table(
     "urls",
-    1,
+    VERSION,
     [
         column("source", pa.string(), "name of the source in the configuration"),
         column("chunk", pa.string(), "name of the chunk, and of its fragments in all later tables"),
         column("rows", pa.int64(), "distinct rows in the chunk", unit="rows"),
+        column("content", pa.string(), "digest of the rows as they were listed, those that were taken down included"),
     ],
 )

@@ -340,6 +340,25 @@ def test_a_source_that_becomes_an_evaluation_set_is_not_crawled_anew(tmp_path, r
     assert files(tmp_path) == before
 
 
+def test_a_list_of_the_same_rows_asks_for_nothing(tmp_path, run):
+    with origin({f"/{number}": good(number) for number in range(4)}) as server:
+        rows = listed(server, ["/0", "/1", "/2"])
+        run(configured(tmp_path, rows))
+        before = files(tmp_path)
+        assert requested(server) == ["/0", "/1", "/2"]
+        config = configured(tmp_path, [*reversed(rows), rows[0]])  # in another order, with one of them twice
+        run(config)
+        assert requested(server) == [] and files(tmp_path) == before
+        list(take_down(config, asked_for(urls=[f"{server.url}/0"]), with_duplicates=False))
+        run(configured(tmp_path, rows))
+        assert requested(server) == []
+        assert sorted(samples(tmp_path).index) == ["/1", "/2"]
+        run(configured(tmp_path, [*rows, *listed(server, ["/3"])]))
+        assert "/3" in requested(server)
+        assert sorted(samples(tmp_path).index) == ["/1", "/2", "/3"]
+    check_bytes(tmp_path)
+
+
 def test_what_the_last_crawl_brought_goes_with_it(tmp_path, run):
     dump = tmp_path / "dump"
     dump.mkdir()
