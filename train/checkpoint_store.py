@@ -6,6 +6,7 @@ on a local disk. What makes a checkpoint exist is its last file, never a folder'
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -47,8 +48,9 @@ class Store:
         try:
             return self._written(name, pieces)
         except OSError:
-            if self.is_local:
-                self.remove(name)
+            with contextlib.suppress(OSError):  # the error of writing is the one to tell
+                if self.is_local:
+                    self.remove(name)
             raise
 
     def _written(self, name: str, pieces: Iterable[memoryview]) -> dict[str, Any]:
