@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -97,6 +98,10 @@ class ObjectiveConfig:
     """Last timestep of the biased range, inclusive; null is the largest that is drawn."""
 
     def __post_init__(self) -> None:
+        betas = (self.beta_start, self.beta_end)
+        require(
+            0 < betas[0] <= betas[1] < 1, "objective.beta_start, beta_end", betas, "must satisfy 0 < start <= end < 1"
+        )
         ordered = 0 <= self.timestep_low <= self.timestep_high < self.num_timesteps
         fix = f"must satisfy 0 <= low <= high < {self.num_timesteps}"
         require(ordered, "objective.timestep_low, timestep_high", (self.timestep_low, self.timestep_high), fix)
@@ -193,7 +198,12 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require(0 < self.lr_final <= self.lr_peak, "optimizer.lr_final", self.lr_final, "must be in (0, lr_peak]")
         require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "must be 0 or more")
-        require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "must be above 0")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optimizer.{name}", value, "must be 0 or more and below 1")
+        for name in ("clip_norm", "epsilon"):
+            require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "must be above 0")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +237,8 @@ class OrderConfig:
         require(self.piece_rows > 0, "order.piece_rows", self.piece_rows, "must be at least 1")
         require(self.window_pieces > 0, "order.window_pieces", self.window_pieces, "must be at least 1")
         shares = (self.mixing or {}).values()
-        require(all(share > 0 for share in shares), "order.mixing", self.mixing, "each share must be above 0")
+        fits = all(0 < share < math.inf for share in shares)
+        require(fits, "order.mixing", self.mixing, "each share must be above 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +350,7 @@ class TrainConfig:
         for name in ("steps", "checkpoint_every_steps", "keep_checkpoints", "validation_samples", "log_every_steps"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
         require(self.validate_every_steps >= 0, "validate_every_steps", self.validate_every_steps, "must be 0 or more")
-        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be 0 or more and below 2^63")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be 0 or more and below 1")
         require(self.ranks == "auto" or self.ranks > 0, "ranks", self.ranks, "must be auto or at least 1")
         require(self.cpu_ranks > 0, "cpu_ranks", self.cpu_ranks, "must be at least 1")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, MutableMapping, Sequence
 
 from curate.bad_input import BadInput
-from curate.command_line import INTERRUPTED
+from curate.command_line import BAD, INTERRUPTED
 from train.config import TrainConfig
 
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
@@ -20,7 +20,7 @@ NEEDED = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def run_ranks(module: str, argv: Sequence[str], ranks: int) -> int:
-    """Run `python -m module argv` once for each rank, pass SIGTERM on, and return the first bad exit code or 0.
+    """Run `python -m module argv` once for each rank, pass SIGTERM on, and return a bad exit code or 0.
 
     After Ctrl-C the ranks save and it returns 130; a second Ctrl-C kills them.
 
@@ -95,14 +95,19 @@ def _count_ranks_here(environ: MutableMapping[str, str]) -> None:
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; when one fails, end the others, which would wait for it in vain."""
-    while any(child.poll() is None for child in children):
-        failed = [child.returncode for child in children if child.returncode]
-        if failed:
+    """Wait for all; when one fails, end the others, which would wait for it in vain.
+
+    Returns the code of one that failed by itself, that of bad input before any other: losing such a rank fails, too.
+    """
+    failed: list[int] = []
+    while None in (codes := [child.poll() for child in children]):  # all are asked: the first may wait for the others
+        if any(codes):
             time.sleep(2.0)  # the others may be about to report the same error
+            failed = failed or [code for child in children if (code := child.poll())]
             _terminate(children, signal.SIGKILL)
         time.sleep(0.1)
-    return next((child.returncode for child in children if child.returncode), 0)
+    failed = failed or [code for code in codes if code]
+    return BAD if BAD in failed else next(iter(failed), 0)
 
 
 def _terminate(children: list[subprocess.Popen[bytes]], number: int = signal.SIGTERM) -> None:

@@ -14,6 +14,9 @@ from curate.config import require
 MAD_OF_A_NORMAL = 0.6745
 """Median absolute deviation of a normal distribution, in standard deviations."""
 
+MAX_HANG_S = 31_536_000
+"""A year; the timer does not take any number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
@@ -41,7 +44,8 @@ class WatchConfig:
     def __post_init__(self) -> None:
         for name in ("max_roll_backs", "roll_back_leaves_out_steps"):
             require(getattr(self, name) > 0, f"watch.{name}", getattr(self, name), "must be at least 1")
-        require(self.hang_s is None or self.hang_s > 0, "watch.hang_s", self.hang_s, "must be above 0, or null")
+        fits = self.hang_s is None or 0 < self.hang_s <= MAX_HANG_S
+        require(fits, "watch.hang_s", self.hang_s, f"must be above 0 and at most {MAX_HANG_S}, or null")
         deviations = self.spike_deviations
         require(deviations is None or deviations > 0, "watch.spike_deviations", deviations, "must be above 0, or null")
         window = self.spike_window_steps

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 from unittest import mock
 
 import pytest
@@ -254,6 +255,22 @@ def test_the_newest_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
     for step in (3, 4, 5):
         saved(tmp_path, step, keep=2)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000004", "step-00000005"]
+
+
+def test_a_part_that_fills_the_disk_is_removed_at_once(tmp_path: Path) -> None:
+    """The next start writes its name into a lock and its curves before it looks at checkpoints."""
+    engine, ema = state_at(1)
+    writer = Writer(tmp_path, engine.world, 3)
+
+    def full(file: IO[bytes], piece: memoryview) -> None:
+        file.write(piece[:100])
+        raise OSError(28, "No space left on device")
+
+    with mock.patch("train.checkpoint_store._write_all", full):
+        writer.save(engine, ema, numbers(1))  # type: ignore[arg-type]
+        with pytest.raises(CheckpointFailed, match="No space left on device"):
+            writer.finish()
+    assert list((tmp_path / "step-00000001").iterdir()) == []
 
 
 def test_what_earlier_starts_never_finished_does_not_fill_the_disk(tmp_path: Path) -> None:

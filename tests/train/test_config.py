@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from curate.bad_input import BadInput
 from tests.train.synthetic_root import Tiny
-from train.config import BatchConfig, ObjectiveConfig, TrainConfig
+from train.config import BatchConfig, ObjectiveConfig, OptimizerConfig, OrderConfig, TrainConfig
 from train.recipes import RECIPES, base, refiner, staged
 from train.run import main
 from train.settings import read_train_settings, section
+from train.watch import WatchConfig
 
 TRAIN = Path(__file__).parents[2] / "train"
 
@@ -100,6 +105,31 @@ def test_impossible_objectives_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=told):
             ObjectiveConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        (OptimizerConfig, {"beta1": 1.5}, "optimizer.beta1 = 1.5: must be 0 or more and below 1"),
+        (OptimizerConfig, {"beta2": -0.1}, "optimizer.beta2 = -0.1: must be 0 or more and below 1"),
+        (OptimizerConfig, {"epsilon": 0.0}, "optimizer.epsilon = 0.0: must be above 0"),
+        (OptimizerConfig, {"weight_decay": -1.0}, "optimizer.weight_decay = -1.0: must be 0 or more"),
+        (ObjectiveConfig, {"beta_start": -0.1}, "objective.beta_start, beta_end = (-0.1, 0.012): must satisfy 0 < "),
+        (ObjectiveConfig, {"beta_end": 1.5}, "objective.beta_start, beta_end = (0.00085, 1.5): must satisfy 0 < "),
+        (OrderConfig, {"mixing": {"web": math.inf}}, "order.mixing = {'web': inf}: each share must be above 0 and fin"),
+        (WatchConfig, {"hang_s": 1e20}, "watch.hang_s = 1e+20: must be above 0 and at most 31536000, or null"),
+    ],
+)
+def test_numbers_that_would_fail_on_the_ranks_are_refused_before(kind: type, changes: dict, told: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        kind(**changes)
+    assert str(refused.value).startswith(told)
+
+
+def test_a_seed_that_torch_does_not_take_is_refused() -> None:
+    torch.Generator().manual_seed(2**63 - 1)
+    with pytest.raises(BadInput, match=r"seed = 9223372036854775808: must be 0 or more and below 2\^63"):
+        dataclasses.replace(base(), seed=2**63)
 
 
 @pytest.mark.parametrize(("micro", "accumulation"), [(8, 1), (4, 2), (2, 4)])

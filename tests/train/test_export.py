@@ -154,6 +154,19 @@ def test_a_file_that_computes_something_else_is_not_published(
     assert not (tmp_path / "export/base").exists()
 
 
+def test_one_folder_for_both_networks_is_refused(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flag is for both: the base's weights would be taken for the refiner's, too."""
+    config, file = trained(tiny, tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        export.main(["--config", str(file), "--out", config.out_folder])
+    assert ended.value.code == 2
+    told = f"out = {config.out_folder}: base and refiner cannot lie in one folder; set train.base.out and train.refiner"
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
+
+
 def test_averaged_weights_that_cannot_be_written_leave_those_of_before(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,6 +227,24 @@ def test_own_ranks_know_how_many_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     assert told == [{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for rank in range(2)]
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["0", "0"], 0),
+        (["hang", "1"], 1),  # not -9, with which the other one is ended
+        (["late1", "2"], 2),  # bad input of one rank; the other one lost its connection to it
+        (["2", "late1"], 2),
+        (["late3", "late3"], 3),
+    ],
+)
+def test_the_code_is_that_of_the_rank_that_failed(words: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr("train.launch.signal.signal", lambda *_: None)
+    began = time.monotonic()
+    assert run_ranks("tests.train.ranks_that_end", words, 2) == code
+    assert time.monotonic() - began < 30.0  # and nobody waits for a rank that hangs
+
+
 def test_half_a_launcher_is_one_line(tiny: Tiny) -> None:
     environ = os.environ | {"RANK": "0", "LOCAL_RANK": "0"}
     done = subprocess.run(

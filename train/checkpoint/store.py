@@ -6,6 +6,7 @@ on a local disk. What makes a checkpoint exist is its last file, never a folder'
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -42,8 +43,17 @@ class Store:
     def write(self, name: str, pieces: Iterable[memoryview]) -> dict[str, Any]:
         """Write a large file and return its num_bytes and sha256, taken from memory and not read back.
 
-        What a killed writer leaves is a file that nothing refers to.
+        What a killed writer leaves is a file that nothing refers to; one that filled the disk removes its own.
         """
+        try:
+            return self._written(name, pieces)
+        except OSError:
+            with contextlib.suppress(OSError):  # the error of writing is the one to tell
+                if self.is_local:
+                    self.remove(name)
+            raise
+
+    def _written(self, name: str, pieces: Iterable[memoryview]) -> dict[str, Any]:
         digest, num_bytes = hashlib.sha256(), 0
         with self._opened(name) as file:
             for piece in pieces:

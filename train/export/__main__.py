@@ -32,6 +32,10 @@ def main(argv: Sequence[str]) -> int:
         )
         for model in RECIPES
     }
+    out = settings["base"][0].out
+    if out is not None and out == settings["refiner"][0].out:
+        fix = "set train.base.out and train.refiner.out in the file"
+        stop(PROG, f"out = {out}: base and refiner cannot lie in one folder; {fix}")
     precision = settings["base"][1].single_file
     trained = [config for config, _ in settings.values() if (trained_unet(config) / "config.json").exists()]
     if not trained:

@@ -1,0 +1,20 @@
+"""Run by some ranks: each does its word, ends with this exit code, late where it begins with `late`, or hangs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+
+def main(words: list[str]) -> None:
+    word = words[int(os.environ["RANK"])]
+    if word == "hang":
+        time.sleep(60)
+    if word.startswith("late"):
+        time.sleep(0.5)
+    sys.exit(int(word.removeprefix("late")))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
