@@ -52,6 +52,7 @@ def encode(runner: Runner) -> list[Report]:
     _begin(runner, said)
     report = runner.run(Step(table="latents", settings=shaping(config.encode, "batch_size"), build=_build), wanted)
     if not runner.dry_run:
+        root.write_json("latents/shards.json", shards)  # training takes no latents of shards that are others by now
         root.write_json("latents/run.json", {**said, "variants": 2 if config.encode.flip else 1, "rows": report.rows})
     return [report]
 

@@ -155,6 +155,8 @@ def write_root(root: Path, kind: str, count: int, buckets: tuple[tuple[int, int]
         (root / f"tables/{name}").mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(tables[name], schema=schema), root / f"tables/{name}/all.parquet")
         (root / f"tables/{name}/_run.json").write_text(json.dumps({"fragments": {"all": {"receipt": "bench"}}}))
+    if kind == "latents":
+        (root / "latents/shards.json").write_text(json.dumps({"all": "bench"}))
 
 
 def _add(tar: Any, tables: dict[str, Any], shard: str, kind: str, bucket: tuple[int, int], name: str, rng: Any) -> None:

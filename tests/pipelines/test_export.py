@@ -74,6 +74,7 @@ def write_latents(config: CurationConfig, vae_folder: Path) -> None:
         files = dict(made.files) | {table_file("latents", name): parquet(made.rows)}
         receipts.append(commit(root, "latents", name, receipt, files, len(made.rows), {}))
     publish(root, "latents", receipts, {"models": []})
+    root.write_json("latents/shards.json", fragments(root, "shards"))
     root.write_json("latents/run.json", {"vae_fingerprint": fingerprint(vae), "variants": 2, "rows": 0})
 
 
@@ -291,6 +292,7 @@ def test_a_takedown_removes_the_sample_and_leaves_the_rest(curated, tmp_path):
     said = json.loads((folder / "out/takedowns.json").read_text())
     assert set(said["uids"]) == uids and [len(value) for value in said["urls_sha256"] + said["sha256"]] == [64, 64]
     assert json.loads((folder / "out/latents/run.json").read_text())["rows"] == len(table(folder, "latents"))
+    assert json.loads((folder / "out/latents/shards.json").read_text()) == fragments(Root(f"{folder}/out"), "shards")
     again = takedown.take_down(config, TakenDown(), with_duplicates=False)
     assert [line for line in again if "--with_duplicates" not in line] == []
 

@@ -86,6 +86,8 @@ def write_latents(root: Path, rows: list[dict], vae: torch.nn.Module) -> None:
                     entries.append({"uid": row["uid"], "split": split, "variant": variant} | place)
     _table(root, "latents", entries)
     (root / "latents/run.json").write_text(json.dumps(latent_facts(vae)))
+    shards = json.loads((root / "tables/shards/_run.json").read_text())["fragments"]
+    (root / "latents/shards.json").write_text(json.dumps({name: said["receipt"] for name, said in shards.items()}))
 
 
 def write_clip(folder: Path, name: str, width: int) -> str:

@@ -26,7 +26,8 @@ from tests.conftest import encoded
 from tests.train.synthetic_root import Tiny, member_bytes, picture
 from train.autoencoder import check_latents, load_vae
 from train.config import AugmentConfig, BatchConfig, LoaderConfig, OrderConfig, TrainConfig
-from train.data.loader import Batch, Loader, TooManyBad, dropped, order_of, slots
+from train.data import slots
+from train.data.loader import Batch, Loader, TooManyBad, dropped, order_of
 from train.data.samples import (
     STAND_INS,
     ImageSource,
@@ -225,10 +226,29 @@ def test_missing_variants_are_refused_at_the_start_and_single_ones_are_bad_sampl
         read(latents_of(tiny.root), sample, False, 0)
     check_variants(index, config)
     check_variants(dataclasses.replace(index, missing_latents=(0, 9)), flip_prob(config, 0.0))
-    with pytest.raises(BadInput, match="9 of 30 samples have no variant 1; encode with flip, or set augment.flip_prob"):
+    told = "of 30 samples have no variant {} that was made from these shards; encode {}"
+    with pytest.raises(BadInput, match=f"9 {told.format(1, 'with flip, or set augment.flip_prob')}"):
         check_variants(dataclasses.replace(index, missing_latents=(0, 9)), flip_prob(config, 0.5))
-    with pytest.raises(BadInput, match="1 of 30 samples have no variant 0; encode the latents"):
+    with pytest.raises(BadInput, match=f"1 {told.format(0, 'the latents')}"):
         check_variants(dataclasses.replace(index, missing_latents=(1, 1)), config)
+
+
+def test_latents_of_shards_that_were_exported_anew_do_not_count(tiny: Tiny, tmp_path: Path) -> None:
+    for part in ("shards", "latents", "tables"):
+        shutil.copytree(tiny.root / part, tmp_path / part)
+    before = index_of(tmp_path)
+    assert before.digest == index_of(tiny.root).digest and before.missing_latents == (0, 0)
+    path = tmp_path / "tables/shards/_run.json"
+    said = json.loads(path.read_text())
+    said["fragments"]["train-00000"]["receipt"] = "another crop"
+    path.write_text(json.dumps(said))
+    now = index_of(tmp_path)
+    assert now.digest != before.digest and now.missing_latents == (30, 30)
+    with pytest.raises(BadInput, match="30 of 30 samples have no variant 0 that was made from these shards"):
+        check_variants(now, settings_of(tiny))
+    encoded_from = {name: fragment["receipt"] for name, fragment in said["fragments"].items()}
+    (tmp_path / "latents/shards.json").write_text(json.dumps(encoded_from))
+    assert index_of(tmp_path).missing_latents == (0, 0)
 
 
 def flip_prob(config: TrainConfig, prob: float) -> TrainConfig:

@@ -24,11 +24,11 @@ import torch.distributed as dist
 from tests.conftest import encoded, picture
 from tests.train.synthetic_root import write_root
 from train.data.check import main as check
+from train.index import ready as index_ready
+from train.index import rows as index_rows
 from train.index.__main__ import main
 from train.index.build import IndexOf, build_index, is_current
 from train.index.reader import open_index
-from train.index.reader import ready as index_ready
-from train.index.reader import rows as index_rows
 from train.index.ready import ready_index
 
 

@@ -18,7 +18,8 @@ from moto.server import ThreadedMotoServer
 from tests.train.synthetic_root import Tiny, write_root
 from tests.train.test_data import global_batches, index_of, latents_of, loaders, settings_of
 from train.config import BatchConfig, LoaderConfig, OrderConfig
-from train.data.loader import Loader, shards
+from train.data import shards
+from train.data.loader import Loader
 from train.data.read_ahead import ReadAhead, cache_advice
 from train.data.samples import LatentSource
 from train.data.shards import BadSample, BlockCache, ShardReader, shard_reader

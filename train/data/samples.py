@@ -295,7 +295,7 @@ def check_variants(index: Index, config: TrainConfig) -> None:
     for variant, fix in enumerate(("encode the latents", "encode with flip, or set augment.flip_prob to 0")):
         lacking = index.missing_latents[variant]
         if wanted[variant] and lacking > allowed:
-            told = f"{lacking} of {len(index)} samples have no variant {variant}"
+            told = f"{lacking} of {len(index)} samples have no variant {variant} that was made from these shards"
             raise BadInput(f"tables/latents: {told}; {fix} (python pipelines/encode.py)")
 
 

@@ -21,17 +21,24 @@ LATENT_COLUMNS = ("uid", "split", "variant", "shard", "offset", "num_bytes")
 
 
 def table_fragments(root: str, split: str) -> Fragments | None:
-    """Return the fragments that the tables' manifests name; None where there are no tables."""
+    """Return the fragments that the tables' manifests name; None where there are no tables.
+
+    Latents of shards that were exported anew since are left out, as if they had not been encoded.
+    """
     fs, folder = fsspec.core.url_to_fs(root)
-    said = _manifest(fs, f"{folder}/tables/shards/_run.json")
+    said = _json(fs, f"{folder}/tables/shards/_run.json")
     if said is None:
         return None
-    latents = _manifest(fs, f"{folder}/tables/latents/_run.json")
-    with_latents = set((latents or {"fragments": {}})["fragments"])
+    latents = _json(fs, f"{folder}/tables/latents/_run.json")
+    encoded = _json(fs, f"{folder}/latents/shards.json") or {}
+    there = set((latents or {"fragments": {}})["fragments"]) & said["fragments"].keys()
+    with_latents = {name for name in there if encoded.get(name) == said["fragments"][name]["receipt"]}
     readers = tuple(
         functools.partial(read_fragment, root, split, name, name in with_latents) for name in sorted(said["fragments"])
     )
     identity = [said["fragments"], (latents or {}).get("fragments")]
+    if there - with_latents:
+        identity.append(sorted(there - with_latents))
     return Fragments(readers=readers, digest=hashlib.sha256(json.dumps(identity).encode()).hexdigest())
 
 
@@ -44,7 +51,7 @@ def read_fragment(root: str, split: str, name: str, with_latents: bool) -> pa.Ta
     return _with_latents(rows, _read(fs, f"{folder}/tables/latents/{name}.parquet", LATENT_COLUMNS, split))
 
 
-def _manifest(fs: Any, path: str) -> dict[str, Any] | None:
+def _json(fs: Any, path: str) -> dict[str, Any] | None:
     try:
         return json.loads(fs.cat_file(path))
     except FileNotFoundError:
