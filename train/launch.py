@@ -107,7 +107,8 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
             _terminate(children, signal.SIGKILL)
         time.sleep(0.1)
     failed = failed or [code for code in codes if code]
-    return BAD if BAD in failed else next(iter(failed), 0)
+    code = BAD if BAD in failed else next(iter(failed), 0)
+    return code if code >= 0 else 128 - code  # of a signal, as shells tell it
 
 
 def _terminate(children: list[subprocess.Popen[bytes]], number: int = signal.SIGTERM) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from train.checkpoint.newest import find, restore
+from train.checkpoint.newest import checkpoints_in, find, restore
 from train.config import TrainConfig
 from train.ema import Ema
 from train.engine import Engine, World
@@ -47,9 +47,18 @@ class Recovery:
 
     def __init__(self, config: TrainConfig, folder: Path, world: World) -> None:
         self._config, self._folder, self._world = config, folder, world
-        read: list[Any] = [read_roll_backs(folder) if world.rank == 0 else None]
+        read: list[Any] = [self._read() if world.rank == 0 else None]
         dist.broadcast_object_list(read, src=0)
         self.roll_backs: list[RollBack] = read[0]
+
+    def _read(self) -> list[RollBack]:
+        """Return the record of this run; that of another one, whose checkpoints were moved away, is set aside."""
+        record = self._folder / RECORD
+        if record.exists() and not checkpoints_in(self._config.checkpoints_folder):
+            aside = record.with_name(f"{RECORD}.before")
+            os.replace(record, aside)
+            self._say(f"no checkpoints are there: {record.name}, of an earlier run, is now {aside.name}")
+        return read_roll_backs(self._folder)
 
     @property
     def left_out(self) -> frozenset[int]:

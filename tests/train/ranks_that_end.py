@@ -1,8 +1,9 @@
-"""Run by some ranks: each does its word, ends with this exit code, late where it begins with `late`, or hangs."""
+"""Run by some ranks: each does its word, ends with this exit code, late where it begins with `late`, is killed, or hangs."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -11,6 +12,8 @@ def main(words: list[str]) -> None:
     word = words[int(os.environ["RANK"])]
     if word == "hang":
         time.sleep(60)
+    if word == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if word.startswith("late"):
         time.sleep(0.5)
     sys.exit(int(word.removeprefix("late")))
