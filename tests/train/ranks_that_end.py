@@ -1,4 +1,4 @@
-"""Run by some ranks: each does its word, ends with this exit code, late where it begins with `late`, is killed, or hangs."""
+"""Run by some ranks: each ends as its word says: with an exit code (late after `late`), killed, or never in time."""
 
 from __future__ import annotations
 
