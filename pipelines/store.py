@@ -316,7 +316,9 @@ def amend(root: Root, table: str, receipt: Receipt) -> None:
     rows = sum(root.num_rows(name) for name in files if name.startswith(f"tables/{table}/") and "/parts/" not in name)
     amended = replace(receipt, files=files, rows=rows, identity=receipt.digest)
     root.write_json(_receipt_file(table, receipt.fragment), asdict(amended))
-    found = manifest(root, table)
+    found = root.read_json(f"tables/{table}/{MANIFEST}") or {"fragments": {}}
+    if receipt.fragment not in found["fragments"]:
+        return
     found["fragments"][receipt.fragment] |= {"rows": rows, "files": files}
     found["rows"] = sum(said["rows"] for said in found["fragments"].values())
     root.write_json(f"tables/{table}/{MANIFEST}", found)
@@ -369,6 +371,13 @@ def publish(root: Root, table: str, receipts: list[Receipt], provenance: dict[st
                 root.remove(relative)
         if fragment not in manifest["fragments"]:
             root.remove(_receipt_file(table, fragment))
+
+
+def finished_fragments(root: Root, table: str) -> list[str]:
+    """Return the fragments that a table names, and those that an unfinished run has made so far, in order."""
+    named = set((root.read_json(f"tables/{table}/{MANIFEST}") or {"fragments": {}})["fragments"])
+    made = {name for name, said in _all_receipts(root, table).items() if all(map(root.exists, said["files"]))}
+    return sorted(named | made)
 
 
 def _all_receipts(root: Root, table: str) -> dict[str, Any]:
