@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import uuid
@@ -33,6 +34,8 @@ from schemas.tables import check_known, check_version, version_of
 
 MANIFEST = "_run.json"
 """The underscore keeps it out of the way of readers that open every file of a table's folder."""
+DRAFT = re.compile(r"\..+\.[0-9a-f]{32}$")
+"""The name of a file that is not finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +112,8 @@ class Root:
         if not is_local(self.fs):
             self.fs.pipe_file(path, bytes(data))
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}"
-        with open(temporary, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if durable:
-            _sync(os.path.dirname(path))
+        with self.draft_of(relative, durable=durable) as draft:
+            draft.write_bytes(data)
 
     def write_file(self, relative: str, local: Path) -> None:
         """Publish a finished local file without holding it in memory."""
@@ -130,7 +125,7 @@ class Root:
             shutil.copyfile(local, draft)
 
     @contextmanager
-    def draft_of(self, relative: str) -> Iterator[Path]:
+    def draft_of(self, relative: str, *, durable: bool = True) -> Iterator[Path]:
         """Give a local file to write, which the block's end publishes; for a local root, it lies beside its place."""
         path = self.path(relative)
         if not is_local(self.fs):
@@ -143,11 +138,20 @@ class Root:
             if not is_local(self.fs):
                 self.fs.put_file(str(draft), path)
                 return
-            _sync(str(draft))
+            if durable:
+                _sync(str(draft))
             os.replace(draft, path)
-            _sync(os.path.dirname(path))
+            if durable:
+                _sync(os.path.dirname(path))
         finally:
             draft.unlink(missing_ok=True)
+
+    def drafts(self, folder: str) -> list[str]:
+        """Return what killed processes left unfinished in a folder of a local root and below it."""
+        if not is_local(self.fs):
+            return []
+        found = (f"{at}/{name}" for at, _, names in os.walk(self.path(folder)) for name in names if DRAFT.match(name))
+        return sorted(posixpath.relpath(path, self.path("")) for path in found)
 
     def read_json(self, relative: str) -> Any | None:
         """Return the parsed file, or None where there is none."""

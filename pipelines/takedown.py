@@ -61,6 +61,8 @@ TABLES = (
 """What speaks of samples, what is made last first; listings are compared with the samples, which come at the end."""
 COUNTED = {"plan": ("shard", "tables/plan/parts"), "urls": ("chunk", "raw/urls"), "listings": ("chunk", "raw/listings")}
 """Tables of files with their numbers of rows: the column that names the file, and its folder."""
+FOLDERS = ("tables", "raw", "shards", "latents")
+"""Where samples lie; what a killed run left unfinished there may have any of them."""
 OPEN = "takedown_open.json"
 IMAGES = ("jpg", "webp", "png")
 
@@ -79,6 +81,9 @@ def take_down(config: CurationConfig, asked: TakenDown, with_duplicates: bool) -
     for table in TABLES:
         yield from _clean_table(root, table, found)
     _count_latents(root)
+    for draft in (name for folder in FOLDERS for name in root.drafts(folder)):
+        root.remove(draft)
+        yield f"{draft}: left unfinished"
     if duplicates:
         yield f"{len(duplicates)} more samples are duplicates of these: --with_duplicates takes them down as well"
 

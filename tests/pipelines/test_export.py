@@ -307,7 +307,9 @@ def test_a_takedown_reaches_what_an_unfinished_run_has_made_so_far(curated, tmp_
         assert not uids & set(table(folder, name).uid), name
         receipts = {fragment: read_receipt(root, name, fragment) for fragment in made_before[name]}
         assert {fragment: one and one.digest for fragment, one in receipts.items()} == made_before[name]
-        assert all(root.size(file) == said["num_bytes"] for one in receipts.values() for file, said in one.files.items())
+        assert all(
+            root.size(file) == said["num_bytes"] for one in receipts.values() for file, said in one.files.items()
+        )
 
 
 def test_a_takedown_finds_a_url_among_samples_that_no_table_names_yet(curated, tmp_path):
