@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import uuid
@@ -33,6 +34,8 @@ from schemas.tables import check_known, check_version, version_of
 
 MANIFEST = "_run.json"
 """The underscore keeps it out of the way of readers that open every file of a table's folder."""
+DRAFT = re.compile(r"\..+\.[0-9a-f]{32}$")
+"""The name of a file that is not finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +112,8 @@ class Root:
         if not is_local(self.fs):
             self.fs.pipe_file(path, bytes(data))
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}"
-        with open(temporary, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if durable:
-            _sync(os.path.dirname(path))
+        with self.draft_of(relative, durable=durable) as draft:
+            draft.write_bytes(data)
 
     def write_file(self, relative: str, local: Path) -> None:
         """Publish a finished local file without holding it in memory."""
@@ -130,7 +125,7 @@ class Root:
             shutil.copyfile(local, draft)
 
     @contextmanager
-    def draft_of(self, relative: str) -> Iterator[Path]:
+    def draft_of(self, relative: str, *, durable: bool = True) -> Iterator[Path]:
         """Give a local file to write, which the block's end publishes; for a local root, it lies beside its place."""
         path = self.path(relative)
         if not is_local(self.fs):
@@ -143,11 +138,20 @@ class Root:
             if not is_local(self.fs):
                 self.fs.put_file(str(draft), path)
                 return
-            _sync(str(draft))
+            if durable:
+                _sync(str(draft))
             os.replace(draft, path)
-            _sync(os.path.dirname(path))
+            if durable:
+                _sync(os.path.dirname(path))
         finally:
             draft.unlink(missing_ok=True)
+
+    def drafts(self, folder: str) -> list[str]:
+        """Return what killed processes left unfinished in a folder of a local root and below it."""
+        if not is_local(self.fs):
+            return []
+        found = (f"{at}/{name}" for at, _, names in os.walk(self.path(folder)) for name in names if DRAFT.match(name))
+        return sorted(posixpath.relpath(path, self.path("")) for path in found)
 
     def read_json(self, relative: str) -> Any | None:
         """Return the parsed file, or None where there is none."""
@@ -316,7 +320,9 @@ def amend(root: Root, table: str, receipt: Receipt) -> None:
     rows = sum(root.num_rows(name) for name in files if name.startswith(f"tables/{table}/") and "/parts/" not in name)
     amended = replace(receipt, files=files, rows=rows, identity=receipt.digest)
     root.write_json(_receipt_file(table, receipt.fragment), asdict(amended))
-    found = manifest(root, table)
+    found = root.read_json(f"tables/{table}/{MANIFEST}") or {"fragments": {}}
+    if receipt.fragment not in found["fragments"]:
+        return
     found["fragments"][receipt.fragment] |= {"rows": rows, "files": files}
     found["rows"] = sum(said["rows"] for said in found["fragments"].values())
     root.write_json(f"tables/{table}/{MANIFEST}", found)
@@ -369,6 +375,13 @@ def publish(root: Root, table: str, receipts: list[Receipt], provenance: dict[st
                 root.remove(relative)
         if fragment not in manifest["fragments"]:
             root.remove(_receipt_file(table, fragment))
+
+
+def finished_fragments(root: Root, table: str) -> list[str]:
+    """Return the fragments that a table names, and those that an unfinished run has made so far, in order."""
+    named = set((root.read_json(f"tables/{table}/{MANIFEST}") or {"fragments": {}})["fragments"])
+    made = {name for name, said in _all_receipts(root, table).items() if all(map(root.exists, said["files"]))}
+    return sorted(named | made)
 
 
 def _all_receipts(root: Root, table: str) -> dict[str, Any]:

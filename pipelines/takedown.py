@@ -28,7 +28,17 @@ from curate.tar import TarShard, index_tar
 from pipelines.command import one_line, read_curation
 from pipelines.dedup_index import remove_from_entry
 from pipelines.ingest_dumps import LISTINGS, gone_from_listing
-from pipelines.store import Receipt, Root, amend, manifest, parquet_bytes, read_receipt, scratch_file, table_file
+from pipelines.store import (
+    Receipt,
+    Root,
+    amend,
+    finished_fragments,
+    manifest,
+    parquet_bytes,
+    read_receipt,
+    scratch_file,
+    table_file,
+)
 from pipelines.taken_down import read_taken_down, write_taken_down
 
 TABLES = (
@@ -51,6 +61,8 @@ TABLES = (
 """What speaks of samples, what is made last first; listings are compared with the samples, which come at the end."""
 COUNTED = {"plan": ("shard", "tables/plan/parts"), "urls": ("chunk", "raw/urls"), "listings": ("chunk", "raw/listings")}
 """Tables of files with their numbers of rows: the column that names the file, and its folder."""
+FOLDERS = ("tables", "raw", "shards", "latents")
+"""Where samples lie; what a killed run left unfinished there may have any of them."""
 OPEN = "takedown_open.json"
 IMAGES = ("jpg", "webp", "png")
 
@@ -67,9 +79,11 @@ def take_down(config: CurationConfig, asked: TakenDown, with_duplicates: bool) -
     write_taken_down(root, known | TakenDown(uids=found))
     yield from remove_from_entry(config, found)
     for table in TABLES:
-        if root.exists(f"tables/{table}/_run.json"):
-            yield from _clean_table(root, table, found)
+        yield from _clean_table(root, table, found)
     _count_latents(root)
+    for draft in (name for folder in FOLDERS for name in root.drafts(folder)):
+        root.remove(draft)
+        yield f"{draft}: left unfinished"
     if duplicates:
         yield f"{len(duplicates)} more samples are duplicates of these: --with_duplicates takes them down as well"
 
@@ -77,7 +91,7 @@ def take_down(config: CurationConfig, asked: TakenDown, with_duplicates: bool) -
 def _matching(root: Root, known: TakenDown) -> frozenset[str]:
     """Return the uids of the samples with a URL or bytes on the list."""
     found: set[str] = set()
-    for fragment in manifest(root, "samples")["fragments"]:
+    for fragment in finished_fragments(root, "samples"):
         rows = root.read_table(table_file("samples", fragment), known.columns())
         found |= set(rows["uid"].filter(pa.array(known.rows(rows))).to_pylist())
     return frozenset(found)
@@ -96,7 +110,7 @@ def _duplicates(root: Root, uids: frozenset[str]) -> frozenset[str]:
 
 def _clean_table(root: Root, table: str, uids: frozenset[str]) -> Iterator[str]:
     half_done = root.read_json(OPEN) or {}
-    for fragment in manifest(root, table)["fragments"]:
+    for fragment in finished_fragments(root, table):
         receipt = read_receipt(root, table, fragment)
         assert receipt is not None, f"{table}/{fragment}: the table names it, and it has no receipt"
         rows = {file: _gone(root, file, uids) for file in sorted(receipt.files) if file.endswith(".parquet")}

@@ -21,12 +21,12 @@ function filters(asked, overview) {
   const values = (name) => [["", "any"], ...withChosen(overview.values[name] ?? [], asked[name]).map((value) => [value, words(value)])];
   const numbers = [["", "none"], ...overview.numbers.map((one) => [one.name, words(one.name)])];
   const typed = (name, label, kind) => h("label", { class: "choice" }, label, h("input", { type: kind, step: "any", value: asked[name] ?? "", name, onchange: (event) => go({ ...asked, [name]: event.target.value }) }));
-  const rest = ["host", "license", "format", "bucket", "cluster_id"].filter((name) => asked[name]);
+  const rest = ["host", "license", "format", "bucket", "cluster_id", "below"].filter((name) => asked[name]);
   return h(
     "form",
     { class: "filters", onsubmit: (event) => event.preventDefault() },
     h("label", { class: "choice grow" }, "search in captions", h("input", { type: "search", value: asked.text ?? "", name: "text", onchange: (event) => go({ ...asked, text: event.target.value }) })),
-    choice("outcome", [["", "any"], ["yes", "kept"], ["no", "dropped"]], asked.kept ?? "", set("kept")),
+    choice("outcome", [["", "any"], ["yes", "kept"], ["no", "dropped"], ["undecided", "not decided yet"]], asked.kept ?? "", set("kept")),
     choice("stage", values("stage"), asked.stage ?? "", set("stage")),
     choice("reason", values("reason"), asked.reason ?? "", set("reason")),
     choice("source", values("source"), asked.source ?? "", set("source")),

@@ -44,8 +44,9 @@ async function drawNumber(name, plot, told) {
 function openBin(name, item) {
   const datum = item?.datum;
   if (datum?.low === undefined) return;
-  const kept = { kept: "yes", dropped: "no" }[datum.outcome] ?? "";
-  location.hash = `#/browse?${new URLSearchParams({ score: name, low: datum.low, high: datum.high, kept })}`;
+  const kept = { kept: "yes", dropped: "no", undecided: "undecided" }[datum.outcome];
+  const ends = [["low", datum.low], [datum.isLast ? "high" : "below", datum.high]].filter(([, value]) => value !== null);
+  location.hash = `#/browse?${new URLSearchParams([["score", name], ...ends, ["kept", kept]])}`;
 }
 
 function mostFrequent(said) {

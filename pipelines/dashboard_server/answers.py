@@ -206,5 +206,5 @@ QUESTIONS: dict[str, Callable[[Shown, Asked], dict[str, Any]]] = {
 OF_THE_TABLES = ("overview", "funnel", "split", "histogram", "most-frequent", "sliders")
 """Questions whose answers stay the same as long as the tables do."""
 MOST_REMEMBERED = 200
-FILTERS = (*EQUAL, "kept", "bucket", "text", "score", "low", "high", "sort", "descending")
+FILTERS = (*EQUAL, "kept", "bucket", "text", "score", "low", "high", "below", "sort", "descending")
 """What `samples` takes, for the docs and the tests."""

@@ -157,7 +157,7 @@ def _posted(work: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
                 return JSONResponse({"error": f"body: must be at most {MOST_POSTED_BYTES} bytes"}, 413)
         try:
             said = json.loads(bytes(body))
-        except ValueError:
+        except (ValueError, RecursionError):
             return JSONResponse({"error": "body: must be JSON"}, 400)
         if not isinstance(said, dict):
             return JSONResponse({"error": "body: must be a JSON object"}, 400)

@@ -67,7 +67,8 @@ def near(index: Index, limit: Limit, value: float, count: int) -> dict[str, list
     for side, (sign, order) in sides.items():
         rows = index.rows(
             f"""SELECT number, {limit.value_sql} AS value FROM board
-            WHERE meets_cut_offs AND {SHOWN} AND {limit.value_sql} {sign} ? ORDER BY value {order}, number LIMIT ?""",
+            WHERE meets_cut_offs AND {SHOWN} AND {limit.value_sql} {sign} ?::FLOAT
+            ORDER BY value {order}, number LIMIT ?""",
             [value, count],
         )
         by_number = {tile["number"]: tile for tile in tiles(index, [row[0] for row in rows])}

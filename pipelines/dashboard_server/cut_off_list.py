@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -84,7 +85,7 @@ def with_limits(config: SelectionConfig, values: Mapping[str, float | None]) -> 
     whole = {field.name for field in fields(SelectionConfig) if str(field.type).startswith("int")}
     plain: dict[str, Any] = {name: value for name, value in values.items() if not name.startswith("thresholds.")}
     for name in whole & plain.keys():
-        plain[name] = None if plain[name] is None else int(plain[name])
+        plain[name] = None if plain[name] is None else math.ceil(plain[name])  # minima: 3.2 words are 4
     thresholds = [_moved(one, values) for one in config.thresholds]
     return replace(config, **plain, thresholds=tuple(one for one in thresholds if one is not None))
 

@@ -8,7 +8,10 @@ from typing import Any
 from pipelines.dashboard_server.cut_off_list import DERIVED_SQL
 from pipelines.dashboard_server.index import Index
 
+KEPT = {"yes": "keep", "no": "NOT keep", "undecided": "keep IS NULL"}
 EQUAL = ("source", "language", "host", "license", "format", "stage", "reason", "kind", "cluster_id")
+LARGEST = 3.4028234e38
+"""The largest number of 32 bits, as the index holds them."""
 SHOWN = "NOT hidden"
 """Hits of a blocklist, and what has not been compared with one, are in no list."""
 
@@ -23,7 +26,7 @@ def where(index: Index, asked: Mapping[str, str]) -> tuple[str, list[Any]]:
             values.append(asked[name])
     kept = asked.get("kept")
     if kept:
-        conditions.append({"yes": "keep", "no": "NOT keep"}[one_of("kept", kept, ("yes", "no"))])
+        conditions.append(KEPT[one_of("kept", kept, KEPT)])
     if asked.get("bucket"):
         conditions.append("bucket = ?")
         values.append(int(number("bucket", asked["bucket"])))
@@ -33,7 +36,7 @@ def where(index: Index, asked: Mapping[str, str]) -> tuple[str, list[Any]]:
     score = asked.get("score")
     if score:
         value = value_sql(index, "score", score)
-        for name, sign in (("low", ">="), ("high", "<=")):
+        for name, sign in (("low", ">="), ("high", "<="), ("below", "<")):
             if asked.get(name):
                 conditions.append(f"{value} {sign} ?")
                 values.append(number(name, asked[name]))
@@ -59,8 +62,8 @@ def number(name: str, value: str) -> float:
         found = float(value)
     except ValueError:
         raise ValueError(f"{name} = {value!r}: must be a number") from None
-    if found != found or found in (float("inf"), float("-inf")):
-        raise ValueError(f"{name} = {value!r}: must be finite")
+    if not abs(found) <= LARGEST:
+        raise ValueError(f"{name} = {value!r}: must be within {LARGEST:g} of 0")
     return found
 
 

@@ -46,7 +46,7 @@ class Labels:
         """Set one label, or take it back; returns how many there are. Raises ValueError and LookupError."""
         if label is not None:
             one_of("label", label, (GOOD, BAD))
-        if not self._index.rows(f"SELECT 1 FROM board WHERE uid = ? AND {SHOWN} LIMIT 1", [uid]):
+        if not uid.isascii() or not self._index.rows(f"SELECT 1 FROM board WHERE uid = ? AND {SHOWN} LIMIT 1", [uid]):
             raise LookupError(uid)
         with self._lock:
             labels = self.read(score)

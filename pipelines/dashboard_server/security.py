@@ -47,7 +47,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if (urlsplit(f"//{host}").hostname or "").lower() not in self._names:
+        if _hostname(f"//{host}") not in self._names:
             return PlainTextResponse("this host name is not one of the dashboard's: see --names", 421)
         if not _is_own(headers, host):
             return PlainTextResponse("requests of other sites are refused", 403)
@@ -70,10 +70,18 @@ class Guard:
         return PlainTextResponse("open the address with the token that the dashboard printed when it started", 401)
 
 
+def _hostname(address: str) -> str:
+    """Return the name in an address; an empty one where it makes no sense."""
+    try:
+        return (urlsplit(address).hostname or "").lower()
+    except ValueError:
+        return ""
+
+
 def _is_own(headers: Headers, host: str) -> bool:
     """Return whether the page that asks is this one, or no page at all."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and origin.partition("://")[2] != host:
         return False
     site = headers.get("sec-fetch-site")
     navigates = headers.get("sec-fetch-mode") == "navigate"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.store import MADE_BY, MANIFEST, Root, is_local, table_file
@@ -72,12 +73,18 @@ def schema_of(root: Root, table: str, fragment: str) -> pa.Schema:
 
 
 def read_rows(root: Root, table: str, fragment: str, wanted: pa.Schema) -> pa.Table:
-    """Return those columns of a fragment; one that its file lacks is null throughout."""
+    """Return those columns of a fragment; one that its file lacks is null throughout, and so is what is no number."""
     file = _file(root, table_file(table, fragment))
     there = [name for name in wanted.names if name in file.schema_arrow.names]
     rows = file.read(columns=there, use_threads=False)
-    columns = [rows[f.name].cast(f.type) if f.name in there else pa.nulls(len(rows), f.type) for f in wanted]
+    columns = [_cast(rows[f.name], f.type) if f.name in there else pa.nulls(len(rows), f.type) for f in wanted]
     return pa.table(columns, schema=wanted.remove_metadata())
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a column as that type, NaN as null: a cut-off drops neither, and DuckDB has NaN above every number."""
+    column = column.cast(kind)
+    return pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(kind) else column
 
 
 def read_stretches(

@@ -91,6 +91,17 @@ def test_a_click_on_a_bin_shows_those_samples(browser, address, name):
     assert not browser.driver.find_elements(By.CLASS_NAME, "error"), browser.text()
 
 
+@pytest.mark.parametrize("at", range(3))
+def test_a_click_on_a_bin_shows_as_many_samples_as_it_is_high(browser, address, at):
+    browser.open(f"{address}/#/distributions")
+    bars = "[...document.querySelectorAll('[data-number=width_px] .mark-rect path')]"
+    bar = f"{bars}.filter((bar) => bar.__data__.datum.outcome === 'kept')[{at}]"
+    rows = browser.until(f"{bar}?.__data__.datum.rows")
+    browser.driver.execute_script(f"{bar}.dispatchEvent(new MouseEvent('click', {{bubbles: true}}))")
+    browser.until("location.hash.includes('score=width_px&') && document.querySelector('.grid-rows .tile')")
+    assert browser.text().count(f" of {rows}\n") == 1, browser.text()
+
+
 def test_a_typed_value_and_a_slider_count_as_duckdb_does(browser, address, made_folder):
     browser.open(f"{address}/#/what-if")
     before = int(browser.driver.find_element(By.ID, "kept").get_attribute("data-kept"))

@@ -517,6 +517,45 @@ def test_outliers_get_bins_of_their_own(tmp_path):
     assert (said["bins"][0]["low"], said["bins"][-1]["high"]) == (-1e9, 1e9)
 
 
+def test_what_is_no_number_is_dropped_by_no_cut_off(tmp_path):
+    def without_numbers(made: dict[str, Any]) -> None:
+        for at, row in enumerate(made["scores"]):
+            row["nsfw_prob"] = (float("nan"), 0.3, 0.31)[at % 3]
+
+    settings = replace(SETTINGS, max_nsfw_prob=0.3)
+    root = write_root(str(tmp_path), change=without_numbers, settings=settings)
+    index = Index(root)
+    index.refresh()
+    counted = what_if(index, limits_asked(index, {}))
+    drawn = QUESTIONS["histogram"](shown(index, {}), {"name": "nsfw_prob"})
+    found = near(index, {limit.setting: limit for limit in limits(settings)}["max_nsfw_prob"], 0.3, 20)
+    index.close()
+    chosen = selected(str(tmp_path), settings).to_pylist()
+    assert counted["kept"] == sum(row["keep"] for row in chosen)
+    assert (drawn["rows"], drawn["highest"]) == (ROWS * 2 // 3, pytest.approx(0.31))
+    reasons = {row["uid"]: row["reject_reason"] for row in chosen}
+    assert {reasons[tile["uid"]] for tile in found["kept"]} == {None, "low_aesthetic"}
+    assert {reasons[tile["uid"]] for tile in found["dropped"]} == {"unsafe"}
+
+
+def test_a_minimum_of_whole_numbers_is_saved_as_it_was_counted(index):
+    values = limits_asked(index, {"min_side_px": "299.5"})
+    kept = {at: what_if(index, limits_asked(index, {"min_side_px": at}))["kept"] for at in ("299.5", "300", "301")}
+    assert with_limits(SETTINGS, values).min_side_px == 300
+    assert kept["299.5"] == kept["300"] > kept["301"]
+
+
+def test_what_makes_no_sense_is_refused(client):
+    assert client.ask("/api/counts?min_sharpness=1e300")[0] == 400
+    assert client.ask("/api/overview", Host="[")[0] == 421
+    assert client.ask("/api/save", {}, Origin="http://[")[0] == 403
+    assert client.ask("/api/label", {"score": "aesthetic", "uid": "\ud800", "label": "good"})[0] == 404
+    connection = HTTPConnection("127.0.0.1", client.split.port, timeout=30)
+    connection.request("POST", "/api/save", "[" * 2000 + "]" * 2000, {"content-type": "application/json"})
+    assert connection.getresponse().status == 400
+    connection.close()
+
+
 def test_any_place_of_a_list_is_found(client):
     whole = [tile["uid"] for tile in client.get("samples", first=0, count=200)["tiles"]]
     assert len(whole) == ROWS - 1
@@ -525,6 +564,9 @@ def test_any_place_of_a_list_is_found(client):
     assert [tile["uid"] for tile in falling] == [uid(59), uid(58), uid(57)]
     assert client.get("samples", text="THING 17 in")["tiles"][0]["uid"] == uid(17)
     assert client.get("samples", score="aesthetic", low=8, high=9)["rows"] == 7  # 53 to 59
+    assert client.get("samples", score="width_px", low=300, high=304)["rows"] == 2
+    assert client.get("samples", score="width_px", low=300, below=304)["rows"] == 1
+    assert client.get("samples", kept="undecided")["rows"] == 0
     assert client.get("samples", language="de")["rows"] == 6
 
 

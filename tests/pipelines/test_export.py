@@ -32,7 +32,7 @@ from pipelines.dashboard_server.index import Index
 from pipelines.dedup_index import earlier_entries, own_entry, publish_entry, read_index
 from pipelines.runner import Runner
 from pipelines.selection import _aligned, domains
-from pipelines.store import Root, commit, digest, fragments, manifest, publish, table_file
+from pipelines.store import Root, commit, digest, fragments, manifest, publish, read_receipt, table_file
 from pipelines.taken_down import read_taken_down
 from tests.conftest import encoded, picture
 from tests.pipelines.dedup_corpus import PlainPool
@@ -295,6 +295,34 @@ def test_a_takedown_removes_the_sample_and_leaves_the_rest(curated, tmp_path):
     assert json.loads((folder / "out/latents/shards.json").read_text()) == fragments(Root(f"{folder}/out"), "shards")
     again = takedown.take_down(config, TakenDown(), with_duplicates=False)
     assert [line for line in again if "--with_duplicates" not in line] == []
+
+
+def test_a_takedown_reaches_what_an_unfinished_run_has_made_so_far(curated, tmp_path):
+    folder, (asked, uids, _) = copy_of(curated, tmp_path), victims(curated)
+    root = Root(str(folder / "out"))
+    unfinished = ("features", "scores")
+    made_before = {name: fragments(root, name) for name in unfinished}
+    for name in unfinished:
+        root.remove(f"tables/{name}/_run.json")
+    list(takedown.take_down(CurationConfig(root=root.url), asked, with_duplicates=False))
+    for name in unfinished:
+        assert not uids & set(table(folder, name).uid), name
+        receipts = {fragment: read_receipt(root, name, fragment) for fragment in made_before[name]}
+        assert {fragment: one and one.digest for fragment, one in receipts.items()} == made_before[name]
+        assert all(
+            root.size(file) == said["num_bytes"] for one in receipts.values() for file, said in one.files.items()
+        )
+
+
+def test_a_takedown_finds_a_url_among_samples_that_no_table_names_yet(curated, tmp_path):
+    folder, url = copy_of(curated, tmp_path), kept_ones(curated).query("source == 'web'").iloc[0].url
+    root = Root(str(folder / "out"))
+    said = manifest(root, "samples")
+    hit = {name for name in said["fragments"] if url in root.read_table(table_file("samples", name))["url"].to_pylist()}
+    said["fragments"] = {name: one for name, one in said["fragments"].items() if name not in hit}
+    root.write_json("tables/samples/_run.json", said)  # as before the source was added
+    list(takedown.take_down(CurationConfig(root=root.url), asked_for(urls=[url]), with_duplicates=False))
+    assert hit and url not in set(table(folder, "samples").url)
 
 
 def test_a_killed_takedown_is_run_again_to_the_same_end(curated, tmp_path, monkeypatch):
