@@ -51,13 +51,13 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
     # World
     world = start_world()
     config.batch.check(world.size)
+    check_switches(config.speed, world.device)
     if world.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // world.size))
     stop_requested = _on_sigterm()
     folder = Path(config.out_folder)
     report = Report(folder, active=world.rank == 0, steps=config.steps, track=config.track)
     started = time.monotonic()
-    check_switches(config.speed, world.device)
     if config.self_test:
         self_test(config, world)
 

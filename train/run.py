@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from curate.bad_input import BadInput
@@ -20,6 +21,8 @@ from train.settings import model_asked_for, read_train_settings
 
 PROG = "train.run"
 EXAMPLE = "python -m train.run base --dry-run"
+RANK_0_TELLS_FIRST_S = 10.0
+"""Longer than the launcher here waits before it ends the ranks beside one that failed."""
 GO_ON = "the same command goes on from the newest checkpoint"
 USAGE = f"""usage: python -m train.run base|refiner [--config FILE]... [--SETTING VALUE]...
 
@@ -80,10 +83,20 @@ def _be_a_rank(config: TrainConfig, resume: str) -> int:
     from train.loop import train
 
     rank = int(os.environ["RANK"])
-    alone = folder_lock(config) if rank == 0 else nullcontext()
+    alone = folder_lock(config) if rank == 0 else _after_rank_0()
     with told_in_one_line(PROG if rank == 0 else f"{PROG}, rank {rank}", GO_ON, also=(FolderInUse,)), alone:
         train(config, resume)
     return DONE
+
+
+@contextmanager
+def _after_rank_0() -> Iterator[None]:
+    """Let rank 0 tell first what all ranks find wrong alike: the launcher then ends the others."""
+    try:
+        yield
+    except BadInput:
+        time.sleep(RANK_0_TELLS_FIRST_S)
+        raise
 
 
 def _about(model: str) -> About:

@@ -149,6 +149,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(tiny: Tiny
     verify(place.parent / "step-00000002")
 
 
+def test_what_all_ranks_find_wrong_is_told_once(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny.variant(tmp_path, speed={"attention": "cudnn"})
+    done = subprocess.run(command(config), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("speed.attention = 'cudnn': needs a GPU") == 1
+    assert "train.run: speed.attention" in done.stderr and "rank 1" not in done.stderr
+
+
 def test_a_loss_spike_ends_the_run_where_it_should(tiny: Tiny, tmp_path: Path) -> None:
     watch = {"spike_deviations": 1e-3, "spike_window_steps": 8, "on_spike": "stop"}
     config = tiny.variant(tmp_path, watch=watch)  # any loss above the median is called a spike
