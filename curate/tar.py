@@ -130,30 +130,34 @@ def _archive(status: str, error: str) -> TarMember:
 
 def _is_passed_over(file: BinaryIO, first: int, last: int) -> bool:
     """Tell whether nothing but empty blocks and pax global headers, which speak of no member, is in between."""
-    while not _is_zero(file, first, last):
+    while (first := _first_filled(file, first, last)) < last:
         file.seek(first)
-        block = file.read(BLOCK)
-        if block.strip(b"\0"):
-            try:
-                header = tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
-            except tarfile.HeaderError:
-                return False
-            if header.type != tarfile.XGLTYPE:
-                return False
-            first += -(-header.size // BLOCK) * BLOCK
-        first += BLOCK
+        try:
+            header = tarfile.TarInfo.frombuf(file.read(BLOCK), tarfile.ENCODING, "surrogateescape")
+        except tarfile.HeaderError:
+            return False
+        if header.type != tarfile.XGLTYPE:
+            return False
+        first += BLOCK + -(-header.size // BLOCK) * BLOCK
     return True
 
 
 def _is_zero(file: BinaryIO, first: int, last: int) -> bool:
     """Tell whether the blocks in between are empty, as behind the end of a tar."""
+    return _first_filled(file, first, last) == last
+
+
+def _first_filled(file: BinaryIO, first: int, last: int) -> int:
+    """Return where the first block begins that is not empty, or not there; `last` if there is none."""
     file.seek(first)
     while first < last:
         piece = file.read(min(last - first, 1 << 20))
-        if not piece or piece.strip(b"\0"):
-            return False
-        first += len(piece)
-    return True
+        zeros = len(piece) - len(piece.lstrip(b"\0"))
+        if zeros == len(piece) > 0:
+            first += len(piece)
+        else:
+            return first + zeros // BLOCK * BLOCK
+    return last
 
 
 class _Headers:

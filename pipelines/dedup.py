@@ -45,7 +45,7 @@ def dedup(runner: Runner) -> list[Report]:
     config, root = runner.config, runner.root
     check_untrained(config)
     samples, captions, features = (fragments(root, name) for name in ("samples", "captions", "features"))
-    check_fragments(root, samples, "captions", "features")
+    check_fragments(root, samples, "captions", "features", dry_run=runner.dry_run)
     entries = earlier_entries(config)
     made_from = [samples, captions, features, VERSION]
     made_from += [[entry.digest for entry in entries], evaluation_sources(config)]

@@ -41,7 +41,7 @@ def embed(runner: Runner) -> list[Report]:
     config = runner.config
     check_clip_weights(config)
     samples, texts = fragments(runner.root, "samples"), fragments(runner.root, "texts")
-    check_fragments(runner.root, samples, "texts")
+    check_fragments(runner.root, samples, "texts", dry_run=runner.dry_run)
     wanted = [
         Fragment(name=name, made_from=[receipt, texts[name]], arguments=(name,)) for name, receipt in samples.items()
     ]

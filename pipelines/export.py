@@ -58,7 +58,7 @@ def export(runner: Runner) -> list[Report]:
     config = runner.config
     check_faces(config)
     made_from = [fragments(runner.root, table) for table in ("samples", "features", "captions", "scores", "selection")]
-    check_fragments(runner.root, made_from[0], "features", "captions", "scores", "selection")
+    check_fragments(runner.root, made_from[0], "features", "captions", "scores", "selection", dry_run=runner.dry_run)
     planning = {name: getattr(config.export, name) for name in PLANNING}
     plan = Step(table="plan", settings=planning, build=_build_plan)
     wanted = [Fragment(name="all", made_from=made_from, arguments=(sorted(made_from[0]),))] if made_from[0] else []

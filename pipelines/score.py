@@ -36,12 +36,12 @@ def score(runner: Runner) -> list[Report]:
     """Score every embedding, and match every hash."""
     config = runner.config
     check_head_weights(config)
-    samples = fragments(runner.root, "samples")
-    check_fragments(runner.root, samples, "features")
+    samples, features = fragments(runner.root, "samples"), fragments(runner.root, "features")
+    check_fragments(runner.root, samples, "features", dry_run=runner.dry_run)
     about = {"blocklists": fingerprints(config.score), "heads": [_said(spec) for spec in config.score.heads]}
     wanted = [
-        Fragment(name=name, made_from=[samples[name], receipt, about], arguments=(name,))
-        for name, receipt in fragments(runner.root, "features").items()
+        Fragment(name=name, made_from=[receipt, features[name], about], arguments=(name,))
+        for name, receipt in samples.items()
     ]
     models = tuple(f"{spec.column}: {revision(spec)}" for spec in config.score.heads)
     return [runner.run(Step(table="scores", settings=config.score, build=_build, models=models), wanted)]

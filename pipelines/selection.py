@@ -59,7 +59,7 @@ def selection(runner: Runner) -> list[Report]:
     config = runner.config
     check(config.selection, config.score, config.dedup)
     tables = [fragments(runner.root, table) for table in JOINED]
-    check_fragments(runner.root, tables[0], *JOINED[1:])
+    check_fragments(runner.root, tables[0], *JOINED[1:], dry_run=runner.dry_run)
     wanted = [Fragment(name="all", made_from=tables, arguments=(sorted(tables[0]),))] if tables[0] else []
     return [runner.run(Step(table="selection", settings=config.selection, build=_build), wanted)]
 

@@ -407,12 +407,15 @@ def fragments(root: Root, table: str) -> dict[str, str]:
     return {name: said["receipt"] for name, said in sorted(manifest(root, table)["fragments"].items())}
 
 
-def check_fragments(root: Root, names: Iterable[str], *tables: str) -> None:
-    """Raise BadInput, naming the step to run, for a table that has other fragments than samples now has."""
+def check_fragments(root: Root, names: Iterable[str], *tables: str, dry_run: bool) -> None:
+    """Raise BadInput, naming the step to run, for a table that has other fragments than samples now has.
+
+    In a dry run a table may have more: the steps before this one would have left them out, but do not write.
+    """
     for table in tables:
         files = [file for said in manifest(root, table)["fragments"].values() for file in said["files"]]
-        own = {file for file in files if file.endswith(".parquet")}
-        if differing := sorted({table_file(table, name) for name in names} ^ own):
+        own, wanted = {file for file in files if file.endswith(".parquet")}, {table_file(table, name) for name in names}
+        if differing := sorted(wanted - own if dry_run else wanted ^ own):
             raise stale(differing[0])
 
 

@@ -17,6 +17,8 @@ from train.config import TrainConfig
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 NEEDED = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a rank is told beside its number."""
+OTHERS_TELL_S = 2.0
+"""How long the ranks beside one that failed may still say what they found wrong."""
 
 
 def run_ranks(module: str, argv: Sequence[str], ranks: int) -> int:
@@ -97,18 +99,20 @@ def _count_ranks_here(environ: MutableMapping[str, str]) -> None:
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
     """Wait for all; when one fails, end the others, which would wait for it in vain.
 
-    Returns the code of one that failed by itself, that of bad input before any other: losing such a rank fails, too.
+    Returns the code of the one that failed first, which the others may have lost their connection to, but that of bad
+    input before any other; 128 and the signal's number where one was killed, as shells do.
     """
-    failed: list[int] = []
-    while None in (codes := [child.poll() for child in children]):  # all are asked: the first may wait for the others
-        if any(codes):
-            time.sleep(2.0)  # the others may be about to report the same error
-            failed = failed or [code for child in children if (code := child.poll())]
-            _terminate(children, signal.SIGKILL)
+    while not (failed := [code for child in children if (code := child.poll())]):  # the first may wait for the others
+        if all(child.returncode == 0 for child in children):
+            return 0
         time.sleep(0.1)
-    failed = failed or [code for code in codes if code]
-    code = BAD if BAD in failed else next(iter(failed), 0)
-    return code if code >= 0 else 128 - code  # of a signal, as shells tell it
+    time.sleep(OTHERS_TELL_S)
+    ended = [child.poll() for child in children]
+    _terminate(children, signal.SIGKILL)
+    for child in children:
+        child.wait()
+    code = BAD if BAD in (*failed, *ended) else min(failed)
+    return code if code > 0 else 128 - code
 
 
 def _terminate(children: list[subprocess.Popen[bytes]], number: int = signal.SIGTERM) -> None:

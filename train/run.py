@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,14 @@ from curate.command_line import DONE, EXIT_CODES, told_in_one_line
 from curate.config_help import About
 from train.config import TrainConfig
 from train.folder_lock import FolderInUse, folder_lock
-from train.launch import adopt_launcher, num_ranks, run_ranks
+from train.launch import OTHERS_TELL_S, adopt_launcher, num_ranks, run_ranks
 from train.recipes import STAGES_STEPS
 from train.settings import model_asked_for, read_train_settings
 
 PROG = "train.run"
 EXAMPLE = "python -m train.run base --dry-run"
-RANK_0_TELLS_FIRST_S = 10.0
-"""Longer than the launcher here waits before it ends the ranks beside one that failed."""
+RANK_0_TELLS_FIRST_S = OTHERS_TELL_S + 8.0
+"""How long another rank keeps bad input to itself."""
 GO_ON = "the same command goes on from the newest checkpoint"
 USAGE = f"""usage: python -m train.run base|refiner [--config FILE]... [--SETTING VALUE]...
 
@@ -95,6 +96,7 @@ def _after_rank_0() -> Iterator[None]:
     try:
         yield
     except BadInput:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which other launchers end it
         time.sleep(RANK_0_TELLS_FIRST_S)
         raise
 

@@ -83,11 +83,11 @@ def _reader(files: list[str], column_names: Sequence[str], json_types: str = "un
     if name.endswith((".jsonl", ".json", ".ndjson")):
         return f"read_json({names}, {json_types})"
     if name.endswith((".csv", ".tsv")):
-        columns = "header=true, union_by_name=true" + (", quote='\"'" if name.endswith(".csv") else "")
-        if column_names:  # as published for Conceptual Captions: no header line, and quotes are only quotes
-            columns = f"header=false, names={_texts(column_names)}" + (
-                ", delim='\t', quote=''" if name.endswith(".tsv") else ""
-            )
+        columns = f"header=false, names={_texts(column_names)}" if column_names else "header=true, union_by_name=true"
+        if name.endswith(".csv"):
+            columns += ", quote='\"'"
+        elif column_names:  # as published for Conceptual Captions: no header line, and quotes are only quotes
+            columns += ", delim='\t', quote=''"
         return f"read_csv({names}, {columns}, all_varchar=true)"
     raise BadInput(f"{files[0]}: URL lists are .parquet, .csv, .tsv or .jsonl")
 

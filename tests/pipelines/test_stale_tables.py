@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from curate.config import ClipSpec, CurationConfig, DedupConfig, EmbedConfig, Sc
 from pipelines.dedup import dedup
 from pipelines.embed import embed
 from pipelines.export import export
-from pipelines.runner import Report, Runner
+from pipelines.runner import Report, Runner, WouldMake
 from pipelines.score import score
 from pipelines.selection import selection
 from pipelines.store import Root, commit, parquet_bytes, publish, table_file
@@ -30,22 +31,36 @@ def publish_empty(root: Root, table: str, names: Sequence[str]) -> None:
     publish(root, table, receipts, {"models": [], "settings": {}})
 
 
-@pytest.mark.parametrize("samples", [(*ONE, "folder-00001"), ()], ids=["a fragment more", "a fragment less"])
-@pytest.mark.parametrize("step", STEPS)
-def test_a_step_by_hand_names_the_one_before_it(
-    tmp_path: Path, step: Callable[[Runner], list[Report]], samples: Sequence[str]
-) -> None:
-    root = Root(str(tmp_path))
+def curated(folder: Path, samples: Sequence[str], others: Sequence[str] = ONE) -> CurationConfig:
+    """Samples of some fragments, and other tables of others."""
+    root = Root(str(folder))
     for table in ("texts", "captions", "features", "duplicates", "scores", "selection"):
-        publish_empty(root, table, ONE)
+        publish_empty(root, table, others)
     publish_empty(root, "samples", samples)
-    config = CurationConfig(
+    return CurationConfig(
         root=root.url,
         embed=UNTRAINED,
         dedup=DedupConfig(semantic_eps=None),
         score=ScoreConfig(heads=()),
         selection=CUT_OFFS,
     )
+
+
+@pytest.mark.parametrize("samples", [(*ONE, "folder-00001"), ()], ids=["a fragment more", "a fragment less"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_by_hand_names_the_one_before_it(
+    tmp_path: Path, step: Callable[[Runner], list[Report]], samples: Sequence[str]
+) -> None:
+    config = curated(tmp_path, samples)
     told = f"samples changed since: run python pipelines/{STEPS[step]}.py first"
     with pytest.raises(BadInput, match=told):
         step(Runner(config))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_dry_run_without_a_source_that_tables_still_have_goes_on(
+    tmp_path: Path, step: Callable[[Runner], list[Report]]
+) -> None:
+    """The steps before it have nothing to make, and leave the source out only when they write."""
+    with contextlib.suppress(WouldMake):
+        step(Runner(curated(tmp_path, ONE, (*ONE, "folder-00001")), dry_run=True))

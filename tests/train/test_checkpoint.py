@@ -266,7 +266,7 @@ def test_a_part_that_fills_the_disk_is_removed_at_once(tmp_path: Path) -> None:
         file.write(piece[:100])
         raise OSError(28, "No space left on device")
 
-    with mock.patch("train.checkpoint_store._write_all", full):
+    with mock.patch("train.checkpoint.store._write_all", full):
         writer.save(engine, ema, numbers(1))  # type: ignore[arg-type]
         with pytest.raises(CheckpointFailed, match="No space left on device"):
             writer.finish()

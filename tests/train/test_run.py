@@ -244,6 +244,7 @@ def test_own_ranks_know_how_many_they_are(monkeypatch: pytest.MonkeyPatch) -> No
         (["2", "late1"], 2),
         (["late3", "late3"], 3),
         (["killed", "hang"], 137),
+        (["late1", "killed"], 137),
     ],
 )
 def test_the_code_is_that_of_the_rank_that_failed(words: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> None:

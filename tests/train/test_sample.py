@@ -182,7 +182,7 @@ def test_without_captions_a_file_of_prompts_is_asked_for(monkeypatch: pytest.Mon
         def sample(self, row: int) -> SimpleNamespace:
             return SimpleNamespace(caption="")
 
-    monkeypatch.setattr("train.index.open_index", lambda folder: Index())
+    monkeypatch.setattr("train.index.reader.open_index", lambda folder: Index())
     with pytest.raises(BadInput, match="prompts = None: no caption in the index of train; name a file with prompts"):
         sample.read_prompts(sample.SampleConfig(root="."), "-")
 
