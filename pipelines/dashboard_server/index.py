@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.bad_input import BadInput
 from curate.buckets import ladder
 from curate.config import ExportConfig
 from curate.sample import TAKEN_DOWN
@@ -75,9 +76,11 @@ class Index:
         self._scratch = None if file else tempfile.mkdtemp(prefix="darkroom-dashboard-")
         path = file or f"{self._scratch}/index.duckdb"
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.database = duckdb.connect(
-            path, config={"memory_limit": f"{memory_mb}MB", "preserve_insertion_order": False}
-        )
+        config = {"memory_limit": f"{memory_mb}MB", "preserve_insertion_order": False}
+        try:
+            self.database = duckdb.connect(path, config=config)
+        except duckdb.IOException as error:
+            raise BadInput(f"index = {path}: {error}; name a file of its own for each dashboard") from error
         self._reading = threading.Lock()
         self._unchecked = unchecked
         self.tables: dict[str, Readable] = {name: Readable(name, {}, None) for name in SHOWN}

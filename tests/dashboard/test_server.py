@@ -845,3 +845,36 @@ def test_only_the_dashboard_imports_a_web_server():
         name for name in found if not name.startswith(("pipelines/dashboard_server/", "pipelines/dashboard.py"))
     } == set()
     assert "pipelines/dashboard_server/app.py" in found
+
+
+def test_pages_of_clusters_hold_each_once(tmp_path):
+    def in_pairs(made: dict[str, Any]) -> None:
+        for at, row in enumerate(made["duplicates"]):
+            first, is_copy = uid(at // 2 * 2), at % 2 == 1
+            row |= {"cluster_id": first, "survivor_uid": first, "is_survivor": not is_copy}
+            row |= {"kind": "exact" if is_copy else None, "distance": 0.0 if is_copy else None}
+
+    index = Index(write_root(str(tmp_path), rows=6000, change=in_pairs))
+    index.refresh()
+    for order in ("largest", "smallest", "farthest"):
+        pages = [
+            QUESTIONS["clusters"](shown(index, {}), {"order": order, "first": str(first), "count": "50"})["clusters"]
+            for first in range(0, 3000, 50)
+        ]
+        assert len({one["cluster_id"] for page in pages for one in page}) == 3000, order
+    index.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--export", "s4://bucket/page.html"), "export = s4://bucket/page.html: Protocol not known"),
+        (("--beside", "[s4://bucket]"), "beside = s4://bucket: Protocol not known"),
+        (("--index", "README.md"), "index = README.md: IO Error"),
+        (("--host", "no.such.host.invalid"), "host = no.such.host.invalid: "),
+    ],
+)
+def test_a_place_of_no_use_is_one_line(made_folder, flags, told):
+    done = run("pipelines/dashboard.py", "--root", str(made_folder), "--port", "0", *flags, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"pipelines/dashboard.py: {told}")
