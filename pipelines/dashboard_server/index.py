@@ -50,6 +50,7 @@ READ = {
     "selection": {"uid": TEXT, "keep": FLAG, "reject_stage": TEXT, "reject_reason": TEXT},
 }
 """Columns of each table that the index holds, beside its numbers."""
+GONE = "a file of the tables went away while they were read, as when a step makes it anew: refresh"
 MEASURED_IN = ("captions", "features", "scores")
 """Tables whose columns of numbers are distributions."""
 
@@ -113,13 +114,14 @@ class Index:
         self.look()
         with self._reading:
             self._read_fragments()
+        self.error = None
 
     def refresh_in_background(self) -> None:
         """Refresh, and keep what went wrong for the page to tell."""
         try:
             self.refresh()
         except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
+            self.error = GONE if type(error) is FileNotFoundError else f"{type(error).__name__}: {error}"
             raise
 
     def derive(self, table: str, query: str) -> None:
