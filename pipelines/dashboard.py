@@ -22,6 +22,7 @@ from pipelines.dashboard_server.answers import name_of, shown
 from pipelines.dashboard_server.app import application
 from pipelines.dashboard_server.index import Index
 from pipelines.dashboard_server.settings import DashboardConfig
+from pipelines.places import check_protocol
 from pipelines.store import MissingTable, Root
 
 ABOUT = About(
@@ -37,6 +38,8 @@ def main() -> None:
         DashboardConfig, sys.argv[1:], prog="pipelines/dashboard.py", description=__doc__, section=_root_of, about=ABOUT
     )
     with one_line("dashboard", "run it again"):
+        for field, url in settings.places():
+            check_protocol(field, url)
         index = open_index(settings, settings.root, settings.index)
         beside = {}
         for number, root in enumerate(settings.beside, start=1):
@@ -94,6 +97,10 @@ def serve(settings: DashboardConfig, index: Index, beside: dict[str, Index]) -> 
     names = (settings.host, *settings.names)
     app = application(shown(index, beside), names=names, token=token, max_megapixels=settings.max_megapixels)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.getaddrinfo(settings.host, settings.port, family)
+    except (OSError, UnicodeError) as error:
+        raise BadInput(f"host = {settings.host}: {error}; 127.0.0.1 is this machine alone") from error
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import tempfile
 import time
@@ -93,6 +94,9 @@ def fetch_crawls(runner: Runner, step: Step) -> tuple[Report, list[Fragment]]:
     chunks = [_with_rounds(runner, step, chunk) for chunk in _chunks(runner.root) if chunk.source in listed]
     now_s = time.time()
     due = {chunk: len(rows) for chunk in chunks if (rows := _due(runner, chunk, now_s)) is not None}
+    if any(due.values()) and glob.has_magic(runner.root.path("")):
+        told = "img2dataset takes *, ? and [ for a pattern: to crawl, choose a folder without them"
+        raise BadInput(f"root = {runner.root.url}: {told}")
     if runner.dry_run and due:
         raise WouldMake(step.table, len(due), len(chunks))
     stems, alarms = _download(runner, step, due, now_s)

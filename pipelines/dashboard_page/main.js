@@ -82,7 +82,14 @@ const reads = (overview) => `reading tables: ${count(overview.fragments_read)} o
 async function refresh(button) {
   button.disabled = true;
   button.textContent = "Reading …";
-  await post("refresh", {});
+  try {
+    await post("refresh", {});
+  } catch (error) {
+    button.disabled = false;
+    button.textContent = "Refresh";
+    show(document.getElementById("main"), h("p", { class: "error", role: "alert" }, error.message));
+    return;
+  }
   open();
 }
 

@@ -21,6 +21,7 @@ from curate.image import UnreadableImage
 from pipelines.dashboard_server import training, what_if
 from pipelines.dashboard_server.answers import QUESTIONS, Shown, answered
 from pipelines.dashboard_server.filters import whole
+from pipelines.dashboard_server.index import GONE
 from pipelines.dashboard_server.pictures import SIDES_PX, NotShown, Pictures
 from pipelines.dashboard_server.security import Guard
 from pipelines.store import MissingTable, Root
@@ -74,6 +75,8 @@ async def _told(work: Callable[[], dict[str, Any]]) -> Response:
         return JSONResponse({"error": "there is no such thing here, or it is not shown"}, 404)
     except (MissingTable, NewerTable) as error:
         return JSONResponse({"error": str(error)}, 409)
+    except FileNotFoundError:
+        return JSONResponse({"error": GONE}, 409)
 
 
 def _json(value: Any) -> Response:

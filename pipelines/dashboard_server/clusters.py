@@ -12,7 +12,7 @@ KINDS = ("exact", "perceptual", "semantic", "error_image", "eval_set")
 ORDERS = {
     "largest": "members DESC, cluster_id",
     "smallest": "members, cluster_id",
-    "farthest": "farthest DESC NULLS LAST",
+    "farthest": "farthest DESC NULLS LAST, cluster_id",
 }
 TILES = 12
 

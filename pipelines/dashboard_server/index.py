@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.bad_input import BadInput
 from curate.buckets import ladder
 from curate.config import ExportConfig
 from curate.sample import TAKEN_DOWN
@@ -49,6 +50,7 @@ READ = {
     "selection": {"uid": TEXT, "keep": FLAG, "reject_stage": TEXT, "reject_reason": TEXT},
 }
 """Columns of each table that the index holds, beside its numbers."""
+GONE = "a file of the tables went away while they were read, as when a step makes it anew: refresh"
 MEASURED_IN = ("captions", "features", "scores")
 """Tables whose columns of numbers are distributions."""
 
@@ -75,9 +77,11 @@ class Index:
         self._scratch = None if file else tempfile.mkdtemp(prefix="darkroom-dashboard-")
         path = file or f"{self._scratch}/index.duckdb"
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.database = duckdb.connect(
-            path, config={"memory_limit": f"{memory_mb}MB", "preserve_insertion_order": False}
-        )
+        config = {"memory_limit": f"{memory_mb}MB", "preserve_insertion_order": False}
+        try:
+            self.database = duckdb.connect(path, config=config)
+        except duckdb.IOException as error:
+            raise BadInput(f"index = {path}: {error}; name a file of its own for each dashboard") from error
         self._reading = threading.Lock()
         self._unchecked = unchecked
         self.tables: dict[str, Readable] = {name: Readable(name, {}, None) for name in SHOWN}
@@ -110,13 +114,14 @@ class Index:
         self.look()
         with self._reading:
             self._read_fragments()
+        self.error = None
 
     def refresh_in_background(self) -> None:
         """Refresh, and keep what went wrong for the page to tell."""
         try:
             self.refresh()
         except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
+            self.error = GONE if type(error) is FileNotFoundError else f"{type(error).__name__}: {error}"
             raise
 
     def derive(self, table: str, query: str) -> None:

@@ -41,6 +41,11 @@ class DashboardConfig:
         wanted = "name the host names that browsers will use: --names '[curation.example.org]'"
         require(self.host not in ("0.0.0.0", "::") or bool(self.names), "names", list(self.names), wanted)
 
+    def places(self) -> list[tuple[str, str]]:
+        """Return the settings that are URLs, each with its value."""
+        named = [("root", self.root), *(("beside", root) for root in self.beside)]
+        return named + [(name, url) for name, url in (("export", self.export), ("parquet", self.parquet)) if url]
+
     @property
     def is_local(self) -> bool:
         """Whether nobody but this machine can reach it."""

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from starlette.testclient import TestClient
 
 from curate.buckets import nearest
 from curate.config import DiversityConfig, Quantile, Quota, SelectionConfig, Threshold, TopFraction
@@ -28,6 +29,7 @@ from pipelines.calibrate import read_labels
 from pipelines.dashboard import write as write_elsewhere
 from pipelines.dashboard_server import open_elsewhere
 from pipelines.dashboard_server.answers import QUESTIONS, shown
+from pipelines.dashboard_server.app import application
 from pipelines.dashboard_server.browse import near
 from pipelines.dashboard_server.cut_off_list import later_reasons, limits, recorded, with_limits
 from pipelines.dashboard_server.exported import TooLarge, page
@@ -845,3 +847,53 @@ def test_only_the_dashboard_imports_a_web_server():
         name for name in found if not name.startswith(("pipelines/dashboard_server/", "pipelines/dashboard.py"))
     } == set()
     assert "pipelines/dashboard_server/app.py" in found
+
+
+def test_a_file_that_goes_away_while_it_is_read_is_told_until_it_is_back(tmp_path):
+    root = write_root(str(tmp_path / "root"))
+    file = tmp_path / "root/tables/features/made-00001.parquet"
+    index = Index(root)
+    file.rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError):
+        index.refresh_in_background()
+    assert index.error is not None and str(tmp_path) not in index.error
+    app = application(shown(index, {}), names=(), token=None, max_megapixels=1.0)
+    asking = TestClient(app, base_url="http://127.0.0.1")
+    assert asking.post("/api/refresh", json={}).status_code == 409
+    (tmp_path / "away").rename(file)
+    assert asking.post("/api/refresh", json={}).json() == {"rows": ROWS}
+    assert asking.get("/api/overview").json()["error"] is None
+    index.close()
+
+
+def test_pages_of_clusters_hold_each_once(tmp_path):
+    def in_pairs(made: dict[str, Any]) -> None:
+        for at, row in enumerate(made["duplicates"]):
+            first, is_copy = uid(at // 2 * 2), at % 2 == 1
+            row |= {"cluster_id": first, "survivor_uid": first, "is_survivor": not is_copy}
+            row |= {"kind": "exact" if is_copy else None, "distance": 0.0 if is_copy else None}
+
+    index = Index(write_root(str(tmp_path), rows=6000, change=in_pairs))
+    index.refresh()
+    for order in ("largest", "smallest", "farthest"):
+        pages = [
+            QUESTIONS["clusters"](shown(index, {}), {"order": order, "first": str(first), "count": "50"})["clusters"]
+            for first in range(0, 3000, 50)
+        ]
+        assert len({one["cluster_id"] for page in pages for one in page}) == 3000, order
+    index.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--export", "s4://bucket/page.html"), "export = s4://bucket/page.html: Protocol not known"),
+        (("--beside", "[s4://bucket]"), "beside = s4://bucket: Protocol not known"),
+        (("--index", "README.md"), "index = README.md: IO Error"),
+        (("--host", "no.such.host.invalid"), "host = no.such.host.invalid: "),
+    ],
+)
+def test_a_place_of_no_use_is_one_line(made_folder, flags, told):
+    done = run("pipelines/dashboard.py", "--root", str(made_folder), "--port", "0", *flags, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"pipelines/dashboard.py: {told}")

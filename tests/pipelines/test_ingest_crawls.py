@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from curate import sample
+from curate.bad_input import BadInput
 from curate.config import RETRIES, CurationConfig, DumpSource, IngestConfig, RayConfig, WebSource
 from curate.config_file import as_dict
 from curate.takedown import asked_for
@@ -99,6 +100,14 @@ def files(folder: Path) -> dict[str, str]:
     """Return the hashes of raw shards and tables, without the log of requests, which has times."""
     paths = [*(folder / "out" / "raw").rglob("*.tar"), *(folder / "out" / "tables" / "samples").glob("*.parquet")]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_a_root_that_img2dataset_takes_for_a_pattern_is_refused_before_anything_is_asked(tmp_path, run):
+    with origin({"/0": good(0)}) as server:
+        config = configured(tmp_path, listed(server, ["/0"]))
+        with pytest.raises(BadInput, match=r"root = .*out \[1\]: img2dataset takes .* choose a folder without them"):
+            run(replace(config, root=str(tmp_path / "out [1]")))
+        assert requested(server) == []
 
 
 def test_failed_rows_alone_are_asked_again(tmp_path, run):
