@@ -48,6 +48,8 @@ def dedup(runner: Runner) -> list[Report]:
     check_fragments(root, samples, "captions", "features", dry_run=runner.dry_run)
     entries = earlier_entries(config)
     made_from = [samples, captions, features, VERSION]
+    if config.dedup.radius_bits == 0 and config.dedup.confirm_pdq_bits is not None:
+        made_from.append("equal hashes are confirmed")  # they were not, once
     made_from += [[entry.digest for entry in entries], evaluation_sources(config)]
     whole = Fragment(name="all", made_from=made_from, arguments=sources_of(config, entries))
     if config.dedup.index is not None:

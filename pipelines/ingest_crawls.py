@@ -31,6 +31,7 @@ from schemas import samples, urls
 FETCH_SETTINGS = ("user_agent_token", "consent", "opt_out_directives")
 """Settings whose change asks for everything again; the others hold for later requests."""
 LISTED = ("url", "caption", "license", "extra")
+DOWNLOADS = "raw/download"
 NOT_ASKED = (sample.MISSING_URL, sample.LICENSE_REFUSED, sample.NOT_REQUESTED)
 
 
@@ -103,8 +104,8 @@ def fetch_crawls(runner: Runner, step: Step) -> tuple[Report, list[Fragment]]:
     wanted = [chunk.fetches(number) for chunk in chunks for number in range(chunk.rounds + (chunk in due))]
     wanted = [replace(f, arguments=(*f.arguments, stems.get(f.name))) for f in wanted]
     report = runner.run(step, sorted(wanted, key=lambda fragment: fragment.name))
-    for source in {chunk.source for chunk in chunks}:
-        runner.root.remove(_download_folder(source), recursive=True)
+    if not runner.dry_run:
+        runner.root.remove(DOWNLOADS, recursive=True)
     if alarms:
         raise CrawlStopped(
             f"{alarms[0]}: the crawl was stopped, what came in is kept. Check the network and the lists, then run the"
@@ -301,4 +302,4 @@ def _list_file(chunk: str) -> str:
 
 
 def _download_folder(source: str) -> str:
-    return f"raw/download/{source}"
+    return f"{DOWNLOADS}/{source}"

@@ -354,6 +354,10 @@ class TrainConfig:
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be 0 or more and below 1")
         require(self.ranks == "auto" or self.ranks > 0, "ranks", self.ranks, "must be auto or at least 1")
         require(self.cpu_ranks > 0, "cpu_ranks", self.cpu_ranks, "must be at least 1")
+        trained = self.objective.timestep_high + 1
+        fix = f"must be below {trained}, the timesteps that are trained"
+        for name, steps in (("grids", self.grids.draw.sampler_steps), ("evaluate", self.evaluate.draw.sampler_steps)):
+            require(steps < trained, f"{name}.draw.sampler_steps", steps, fix)
         in_grad = self.precision == "fp32" and self.zero.stage == 1 and self.batch.grad_accumulation > 1
         fix = "a pass would overwrite what the one before left in .grad: zero.stage 2, bf16, or one pass a step"
         require(not (in_grad and self.speed.cuda_graphs), "speed.cuda_graphs", self.speed.cuda_graphs, fix)

@@ -25,7 +25,9 @@ def dry_run(config: TrainConfig, as_json: bool = False) -> None:
     try:
         config.batch.for_ranks(gpus)
     except BadInput as error:
-        raise BadInput(f"{error}; or plan another number of GPUs with --ranks") from error
+        share = (config.batch.micro_batch or 1) * config.batch.grad_accumulation
+        others_do = config.ranks != "auto" and config.batch.global_batch % share == 0
+        raise BadInput(f"{error}; or plan another number of GPUs with --ranks" if others_do else str(error)) from error
 
 
 def planned_gpus(config: TrainConfig) -> int:

@@ -106,7 +106,7 @@ def train(config: TrainConfig, resume: str = "auto") -> None:
 
     # Steps
     step = first_step
-    recovery = Recovery(config, folder, world)
+    recovery = Recovery(config, folder, world, first_step)
     if config.watch.on_non_finite == "roll_back" and not first_step:
         writer.save(engine, ema, state_of(config, 0, engine, ema, data_digest))  # to go back to
     micro_batches = LookAhead(loader.micro_batches(first_step, recovery.left_out), objective.inputs)

@@ -45,16 +45,16 @@ class RollBack:
 class Recovery:
     """Does what `watch.on_non_finite` says, and knows which batches earlier roll backs left out."""
 
-    def __init__(self, config: TrainConfig, folder: Path, world: World) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, world: World, first_step: int) -> None:
         self._config, self._folder, self._world = config, folder, world
-        read: list[Any] = [self._read() if world.rank == 0 else None]
+        read: list[Any] = [self._read(first_step) if world.rank == 0 else None]
         dist.broadcast_object_list(read, src=0)
         self.roll_backs: list[RollBack] = read[0]
 
-    def _read(self) -> list[RollBack]:
+    def _read(self, first_step: int) -> list[RollBack]:
         """Return the record of this run; that of another one, whose checkpoints were moved away, is set aside."""
         record = self._folder / RECORD
-        if record.exists() and not checkpoints_in(self._config.checkpoints_folder):
+        if not first_step and record.exists() and not checkpoints_in(self._config.checkpoints_folder):
             aside = record.with_name(f"{RECORD}.before")
             os.replace(record, aside)
             self._say(f"no checkpoints are there: {record.name}, of an earlier run, is now {aside.name}")

@@ -17,6 +17,7 @@ from curate.commit import git_commit
 from train.config_evaluation import Tracker
 from train.track import start_tracker
 
+LONGEST_LINE_BYTES = 1 << 20
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "open_clip_torch")
 
 
@@ -86,7 +87,9 @@ def _drop_torn_line(path: Path) -> None:
     """Cut off what comes behind the last whole line: a full disk takes a part of one."""
     if path.exists():
         with path.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+            start = max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE_BYTES)
+            file.seek(start)
+            file.truncate(start + file.read().rfind(b"\n") + 1)
 
 
 def versions() -> dict[str, str]:

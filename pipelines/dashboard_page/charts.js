@@ -48,8 +48,8 @@ export function histogramSpec(said, height = 150) {
 
 function span(bin, said) {
   const outlier = bin.place < 0 || bin.low >= said.low + 40 * said.width - said.width / 2;
-  const edge = (value) => (value === null ? "infinity" : Number(value.toPrecision(5)));
-  const told = `${edge(bin.low)} to ${edge(bin.high)}`;
+  const edge = (value, infinite) => (value === null ? infinite : Number(value.toPrecision(5)));
+  const told = `${edge(bin.low, "-infinity")} to ${edge(bin.high, "infinity")}`;
   const place = bin.place < 0 ? -1.6 : outlier ? 40.6 : bin.place;
   const from = said.low + place * said.width;
   return { from, to: from + said.width, low: bin.low, high: bin.high, isLast: outlier && bin.place > 0, outlier, told: outlier ? `${told} (outliers)` : told };

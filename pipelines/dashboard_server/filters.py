@@ -29,7 +29,7 @@ def where(index: Index, asked: Mapping[str, str]) -> tuple[str, list[Any]]:
         conditions.append(KEPT[one_of("kept", kept, KEPT)])
     if asked.get("bucket"):
         conditions.append("bucket = ?")
-        values.append(int(number("bucket", asked["bucket"])))
+        values.append(whole("bucket", asked["bucket"], 0, 2**31 - 1))
     if asked.get("text"):
         conditions.append("contains(lower(coalesce(caption_clean, caption)), lower(?))")
         values.append(asked["text"])

@@ -360,5 +360,9 @@ def test_the_command_says_which_are_whole(tmp_path: Path, capsys: pytest.Capture
     assert first["whole"] and first["ema_updates"] == 1 and first["num_bytes"] > 16 * NUM_ELEMENTS
     assert not second["whole"] and second["why"].startswith(f"{file.name} has")
     assert main([old]) == 0 and main([new]) == 1
-    assert main([str(tmp_path / "elsewhere")]) == 1
-    assert "elsewhere: NOT whole: no manifest.json" in capsys.readouterr().out
+    (Path(old) / "manifest.json").unlink()
+    assert main([old]) == 1
+    assert f"{old}: NOT whole: no manifest.json" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "elsewhere")])
+    assert ended.value.code == 2 and "elsewhere: nothing there; name the checkpoints" in capsys.readouterr().err

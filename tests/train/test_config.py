@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import math
 import subprocess
@@ -204,18 +203,3 @@ def test_settings_import_neither_torch_nor_ray() -> None:
     code = "import sys, train.run, train.recipes; print({'torch', 'ray', 'deepspeed', 'diffusers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=TRAIN.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_only_the_engine_imports_deepspeed() -> None:
-    importers = {path.name for path in TRAIN.glob("*.py") if "deepspeed" in _imported(path)}
-    assert importers == {"engine.py"}
-
-
-def _imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names

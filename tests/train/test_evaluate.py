@@ -102,10 +102,13 @@ def test_the_refiner_draws_what_diffusers_pipeline_draws(tiny: Tiny, tmp_path: P
 
 def test_more_steps_than_trained_timesteps_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     """diffusers asks for the last timestep again and again: the refiner would begin with pure noise."""
-    _, painter, cases = made(tiny, tmp_path, "refiner", timestep_high=199)
-    with pytest.raises(BadInput, match="draw.sampler_steps = 200: must be below 200, the timesteps that are trained"):
-        painter.latents(cases[:1], dataclasses.replace(HOW, sampler_steps=200))
+    _, painter, _ = made(tiny, tmp_path, "refiner", timestep_high=199)
     assert painter._schedule(199)[2] > 0
+    config, too_many = painter._config, dataclasses.replace(HOW, sampler_steps=200)
+    for name in ("grids", "evaluate"):
+        told = f"{name}.draw.sampler_steps = 200: must be below 200, the timesteps that are trained"
+        with pytest.raises(BadInput, match=told):
+            dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), draw=too_many)})
 
 
 def test_without_guidance_one_network_pass_is_made_for_a_step(tiny: Tiny, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def recovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recovery:
     (tmp_path / "checkpoints/step-00000004").mkdir(parents=True)
     watch = WatchConfig(on_non_finite="roll_back")
     config = dataclasses.replace(base(), steps=10, watch=watch, out=str(tmp_path))
-    return Recovery(config, tmp_path, World(rank=0, size=1, device=torch.device("cpu")))
+    return Recovery(config, tmp_path, World(rank=0, size=1, device=torch.device("cpu")), 4)
 
 
 def test_holes_are_stepped_over_and_the_run_ends_before_the_last_ones(recovery: Recovery) -> None:
@@ -95,7 +95,9 @@ def test_a_new_run_knows_no_holes_of_the_one_before_it(
     recovery: Recovery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "checkpoints/step-00000004").rename(tmp_path / "step-00000004")
-    new = Recovery(recovery._config, tmp_path, recovery._world)
+    continued = Recovery(recovery._config, tmp_path, recovery._world, 4)  # from a checkpoint of another place
+    assert continued.left_out == {3, 8, 9}
+    new = Recovery(recovery._config, tmp_path, recovery._world, 0)
     assert new.left_out == set()
     assert "roll_backs.jsonl, of an earlier run, is now roll_backs.jsonl.before" in capsys.readouterr().out
     assert (tmp_path / "roll_backs.jsonl.before").exists() and not (tmp_path / "roll_backs.jsonl").exists()

@@ -202,6 +202,8 @@ def test_the_configured_shape_is_marked_or_said_not_to_fit(tiny: Tiny, capsys: p
     assert main([*flags, "--batch.micro_batch", "3", "--batch.grad_accumulation", "2"]) == 0
     marked = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith("as configured")]
     assert [line[:3] for line in marked] == [["3", "2", "none"]]
+    assert main([*flags, "--batch.micro_batch", "null", "--batch.grad_accumulation", "2"]) == 0
+    assert "      3      2          none" in capsys.readouterr().out
     assert main([*flags, "--batch.micro_batch", "3", "--batch.grad_accumulation", "1"]) == 0
     assert "as configured it is not: batch: 2 ranks x micro_batch 3 x" in capsys.readouterr().out
 

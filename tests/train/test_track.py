@@ -149,12 +149,12 @@ def test_mfu_is_useful_work_over_the_peak_of_all_devices(tiny: Tiny) -> None:
     assert utilisation.values(100.0)["mfu"] == pytest.approx(100.0 * work / (2 * 989.4e12))
 
 
-@pytest.mark.parametrize(("model", "tflop"), [("base", 20.23), ("refiner", 21.84)])
+@pytest.mark.parametrize(("model", "tflop"), [("base", 20.28), ("refiner", 21.86)])
 def test_work_of_the_published_networks_is_that_of_their_layers_products(model: str, tflop: float) -> None:
     """Twice the multiply-adds, forward and backward; what attention's kernels do again is not counted."""
     with mock.patch.object(flops.torch.cuda, "get_device_name", return_value="NVIDIA H100 80GB HBM3"):
         utilisation = Utilisation(RECIPES[model](), torch.device("cuda"), 1)
-    assert utilisation.values(1.0)["mfu"] == pytest.approx(tflop / 989.4, rel=5e-3)
+    assert utilisation.values(1.0)["mfu"] == pytest.approx(tflop / 989.4, rel=5e-4)
 
 
 @pytest.mark.parametrize(

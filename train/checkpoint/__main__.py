@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from curate.bad_input import BadInput
 from curate.command_line import DONE, FAILED, told_in_one_line
 from curate.config_help import About, PlainParser
 
@@ -29,11 +30,20 @@ def main(argv: Sequence[str]) -> int:
     with told_in_one_line(PROG, "nothing was written"):
         from train.checkpoint.newest import checkpoints_in
 
-        for checkpoint in checkpoints_in(args.folder) or [args.folder]:
+        for checkpoint in checkpoints_in(args.folder) or [_one(args.folder)]:
             told = facts(checkpoint)
             whole &= told["whole"]
             print(json.dumps(told) if args.json else line(told), flush=True)
     return DONE if whole else FAILED
+
+
+def _one(folder: str) -> str:
+    """Return a folder that is a checkpoint; raises BadInput where it is none, whole or not."""
+    from train.checkpoint.store import open_store
+
+    if not open_store(folder).names():
+        raise BadInput(f"FOLDER = {folder}: nothing there; name the checkpoints of a run, or one of them")
+    return folder
 
 
 def facts(checkpoint: str) -> dict[str, Any]:
@@ -42,9 +52,9 @@ def facts(checkpoint: str) -> dict[str, Any]:
 
     try:
         verify(checkpoint)
+        manifest = read_manifest(checkpoint)
     except BrokenCheckpoint as error:
         return {"checkpoint": checkpoint, "whole": False, "why": str(error).removeprefix(f"{checkpoint}: ")}
-    manifest = read_manifest(checkpoint)
     state, files = manifest["state"], manifest["files"].values()
     size = {"parts": len(files), "num_bytes": sum(file["num_bytes"] for file in files)}
     return {"checkpoint": checkpoint, "whole": True, **size, **state}

@@ -204,6 +204,8 @@ class Writer:
             for name in () if MANIFEST in found else found:
                 if name.startswith(OF_A_RANK):
                     self._store.remove(f"{folder}/{name}")
+            if found and not self._store.names(folder):
+                self._store.remove(folder)
 
     def _sees(self, name: str) -> bool:
         limit = time.monotonic() + SEEN_WITHIN_S

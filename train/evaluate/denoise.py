@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from curate.config import require
 from train.autoencoder import load_vae
 from train.config import TrainConfig
 from train.config_evaluation import DrawConfig
@@ -71,8 +70,7 @@ class Painter:
         """Return the scheduler, its timesteps within the trained range, `steps` of them or nearly, and their place."""
         objective = self._config.objective
         trained = objective.timestep_high + 1
-        fix = f"must be below {trained}, the timesteps that are trained; diffusers would repeat the last one"
-        require(steps < trained, "draw.sampler_steps", steps, fix)
+        assert steps < trained, "the settings refuse it: diffusers would repeat the last timestep"
         scheduler = EulerDiscreteScheduler(**sampler_schedule(objective))
         share = trained / objective.num_timesteps
         scheduler.set_timesteps(math.ceil(steps / share), device=self._frozen.device)

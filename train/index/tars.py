@@ -145,7 +145,7 @@ def _is_uid(value: object) -> bool:
 
 
 def _fitted(file: BinaryIO, shard: str, picture: TarMember, resolution_px: int) -> dict[str, int]:
-    """Return the conditioning of a picture that says nothing of itself, as `data.samples.fit_pixels` will cut it."""
+    """Return the conditioning of a picture that says nothing of itself, cut as `train.data.samples.fit_pixels` will."""
     try:
         header = read_header(_bytes(file, picture))
     except UnreadableImage as error:

@@ -103,7 +103,8 @@ def shapes(config: TrainConfig, costs: Costs, gpus: int, gpu: Gpu, assumed: Assu
     share, rest = divmod(config.batch.global_batch, gpus)
     if rest:
         return []
-    tried = {2**power for power in range(MAX_MICRO_BATCH.bit_length())} | {config.batch.micro_batch or 1}
+    asked = config.batch.micro_batch or max(1, share // config.batch.grad_accumulation)
+    tried = {2**power for power in range(MAX_MICRO_BATCH.bit_length())} | {asked}
     micro_batches = sorted(micro_batch for micro_batch in tried if share % micro_batch == 0)
     return [
         _shape(config, costs, gpus, gpu, assumed, micro_batch=micro_batch, recomputed=recomputed)
