@@ -24,11 +24,11 @@ import torch.distributed as dist
 from tests.conftest import encoded, picture
 from tests.train.synthetic_root import write_root
 from train.data.check import main as check
+from train.index import ready as index_ready
+from train.index import rows as index_rows
 from train.index.__main__ import main
 from train.index.build import IndexOf, build_index, is_current
 from train.index.reader import open_index
-from train.index.reader import ready as index_ready
-from train.index.reader import rows as index_rows
 from train.index.ready import ready_index
 
 
@@ -116,6 +116,18 @@ def test_tars_alone_give_the_same_samples_or_their_own_sizes(root: Path) -> None
         assert np.isnan(sample.aesthetic)
     with pytest.raises(ValueError, match="16 samples lack the aesthetic score"):
         index.require_aesthetic()
+
+
+def test_a_roots_name_is_no_pattern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "it's [1]*"
+    write_root(root, {(32, 32): 11, (32, 64): 5})
+    assert main(["--root", str(root)]) == 0
+    (root / "shards/train/unknown.tar").write_bytes(b"no tar" * 200)
+    check(["--root", str(root), "--check"])
+    assert "unknown.tar" in capsys.readouterr().out
+    (root / "shards/train/unknown.tar").unlink()
+    shutil.rmtree(root / "tables")
+    assert len(built(root, resolution_px=64)) == 16
 
 
 def test_an_index_of_changed_data_or_another_weight_is_stale(root: Path) -> None:
