@@ -24,8 +24,7 @@ def held(path: Path, taken: Callable[[str], None]) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         while not _taken_over(file):
-            file.seek(0)
-            taken(file.read() or "another process")
+            taken(_holder(file))
             time.sleep(LOOK_AGAIN_S)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -34,6 +33,16 @@ def held(path: Path, taken: Callable[[str], None]) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def _holder(file: TextIO) -> str:
+    """Return the name in a file that another process has; one that has only just got it may not have written it yet."""
+    for _ in range(20):
+        file.seek(0)
+        if name := file.read():
+            return name
+        time.sleep(LOOK_AGAIN_S / 20)
+    return "another process"
 
 
 def _taken_over(file: TextIO) -> bool:

@@ -81,7 +81,8 @@ def unsafe_sql(index: Index) -> str:
     head = index.numbers.get("nsfw_prob")
     if head is None or "UNTRAINED" in head.revision:
         return "coalesce(reason = 'unsafe', false)"
-    limit = min(0.5, float(index.settings.max_nsfw_prob or 0.5))
+    cut_off = index.settings.max_nsfw_prob
+    limit = 0.5 if cut_off is None else min(0.5, float(cut_off))
     return f"coalesce(reason = 'unsafe' OR nsfw_prob > {limit!r}, false)"
 
 

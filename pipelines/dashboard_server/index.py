@@ -77,9 +77,10 @@ class Index:
         self._scratch = None if file else tempfile.mkdtemp(prefix="darkroom-dashboard-")
         path = file or f"{self._scratch}/index.duckdb"
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        config = {"memory_limit": f"{memory_mb}MB", "preserve_insertion_order": False}
         try:
-            self.database = duckdb.connect(path, config=config)
+            self.database = duckdb.connect(
+                path, config={"memory_limit": f"{memory_mb}MB", "preserve_insertion_order": False}
+            )
         except duckdb.IOException as error:
             raise BadInput(f"index = {path}: {error}; name a file of its own for each dashboard") from error
         self._reading = threading.Lock()

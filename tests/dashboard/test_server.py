@@ -866,6 +866,14 @@ def test_a_file_that_goes_away_while_it_is_read_is_told_until_it_is_back(tmp_pat
     index.close()
 
 
+def test_a_cut_off_of_nothing_blurs_everything_above_it(tmp_path):
+    index = Index(write_root(str(tmp_path), rows=20, settings=replace(SETTINGS, max_nsfw_prob=0.0)))
+    index.refresh()
+    tiles = shown(index, {}).lists.page({}, 0, 200)["tiles"]
+    index.close()
+    assert {tile["uid"] for tile in tiles if not tile["is_unsafe"]} == {uid(BROKEN), uid(GONE)}
+
+
 def test_pages_of_clusters_hold_each_once(tmp_path):
     def in_pairs(made: dict[str, Any]) -> None:
         for at, row in enumerate(made["duplicates"]):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,3 +62,13 @@ def test_a_run_is_refused_only_while_it_has_something_to_make(tmp_path: Path) ->
         assert runner.run(step, wanted).made == 1
         with table_lock(runner.root, "scores"):
             assert runner.run(step, wanted).made == 0
+
+
+def test_a_process_that_has_only_just_got_the_lock_is_named(tmp_path: Path) -> None:
+    root, place = Root(str(tmp_path)), tmp_path / ".locks/scores"
+    place.parent.mkdir()
+    with place.open("wb", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.2, file.write, [b"process 7 on a_node"]).start()
+        with pytest.raises(BadInput, match="process 7 on a_node.* makes the table scores"), table_lock(root, "scores"):
+            pass

@@ -275,6 +275,13 @@ def test_the_card_says_what_was_recorded_and_no_more(tiny: Tiny, tmp_path: Path)
     assert json.loads((folder / "provenance/curation_run.json").read_text()) == CURATED
 
 
+def test_licences_are_counted_whatever_the_root_is_called(tmp_path: Path) -> None:
+    root = tmp_path / "it's [1]*"
+    curated_root(root)
+    counts = provenance.sources_and_licences(str(root))
+    assert counts is not None and counts.by_source == {("x", "CC0"): 2, ("x", None): 1}
+
+
 def test_licences_are_counted_on_remote_roots_too(tmp_path: Path) -> None:
     curated_root(tmp_path)
     remote = provenance.sources_and_licences(f"local://{tmp_path}")

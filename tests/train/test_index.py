@@ -118,6 +118,18 @@ def test_tars_alone_give_the_same_samples_or_their_own_sizes(root: Path) -> None
         index.require_aesthetic()
 
 
+def test_a_roots_name_is_no_pattern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "it's [1]*"
+    write_root(root, {(32, 32): 11, (32, 64): 5})
+    assert main(["--root", str(root)]) == 0
+    (root / "shards/train/unknown.tar").write_bytes(b"no tar" * 200)
+    check(["--root", str(root), "--check"])
+    assert "unknown.tar" in capsys.readouterr().out
+    (root / "shards/train/unknown.tar").unlink()
+    shutil.rmtree(root / "tables")
+    assert len(built(root, resolution_px=64)) == 16
+
+
 def test_an_index_of_changed_data_or_another_weight_is_stale(root: Path) -> None:
     folder = root / "index/train"
     what = IndexOf(root=str(root), split="train")

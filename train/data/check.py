@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import json
 import signal
@@ -209,7 +210,7 @@ def _sample_key(name: str) -> str | None:
 
 def _tars(root: str, split: str) -> list[str]:
     fs, folder = fsspec.core.url_to_fs(root)
-    paths = [path for kind in ("shards", "latents") for path in fs.glob(f"{folder}/{kind}/{split}/*.tar")]
+    paths = [path for kind in ("shards", "latents") for path in fs.glob(f"{glob.escape(folder)}/{kind}/{split}/*.tar")]
     return [path.removeprefix(f"{folder}/") for path in paths]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import tempfile
 from dataclasses import dataclass
@@ -40,10 +41,11 @@ def sources_and_licences(root: str) -> Counts | None:
         database.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = '{spill}'")
         if "file" not in fs.protocol:
             database.register_filesystem(fs)
-        database.execute(f"CREATE VIEW kept AS SELECT uid, source FROM read_parquet({shards}) WHERE split = 'train'")
+        listed = ", ".join(shards)
+        database.execute(f"CREATE VIEW kept AS SELECT uid, source FROM read_parquet([{listed}]) WHERE split = 'train'")
         licence, joined = "NULL", ""
         if samples:
-            database.execute(f"CREATE VIEW samples AS SELECT uid, license FROM read_parquet({samples})")
+            database.execute(f"CREATE VIEW samples AS SELECT uid, license FROM read_parquet([{', '.join(samples)}])")
             licence, joined = "samples.license", "LEFT JOIN samples USING (uid)"
         rows = database.execute(
             f"SELECT kept.source, {licence}, count(*) FROM kept {joined} GROUP BY ALL ORDER BY ALL"
@@ -53,7 +55,8 @@ def sources_and_licences(root: str) -> Counts | None:
 
 
 def _files(fs: Any, path: str, table: str) -> list[str]:
-    """Return the table's parquet files as DuckDB names them."""
+    """Return the table's parquet files as DuckDB names them, as text of SQL."""
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     prefix = "" if "file" in fs.protocol else f"{protocol}://"
-    return [f"{prefix}{found}" for found in sorted(fs.glob(f"{path}/tables/{table}/*.parquet"))]
+    found = sorted(fs.glob(f"{glob.escape(path)}/tables/{table}/*.parquet"))
+    return ["'" + f"{prefix}{file}".replace("'", "''") + "'" for file in found]

@@ -6,6 +6,7 @@ Fragments are read twice, by processes side by side: first counted by group, the
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -102,7 +103,7 @@ def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
             told.add(holder)
 
     with held(folder.with_name(f".{folder.name}.lock"), taken):
-        for draft in folder.parent.glob(f".{folder.name}.*.partial"):
+        for draft in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
             shutil.rmtree(draft, ignore_errors=True)
         yield
 

@@ -7,6 +7,7 @@ from the picture: its own size is the original one, the nearest aspect bucket is
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import json
 import re
@@ -37,7 +38,7 @@ SCHEMA = pa.schema(
 def tar_fragments(root: str, split: str, resolution_px: int) -> Fragments:
     """Return each tar as a fragment; raises FileNotFoundError where there is no folder of the split."""
     fs, folder = fsspec.core.url_to_fs(root)
-    tars = {path: fs.info(path) for path in sorted(fs.glob(f"{folder}/shards/{split}/*.tar"))}
+    tars = {path: fs.info(path) for path in sorted(fs.glob(f"{glob.escape(folder)}/shards/{split}/*.tar"))}
     if not tars and not fs.isdir(f"{folder}/shards/{split}"):
         raise FileNotFoundError(f"{root}/shards/{split}: neither tables/shards nor tars there; run the export step")
     names = [path.removeprefix(f"{folder}/") for path in tars]
