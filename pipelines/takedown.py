@@ -89,12 +89,19 @@ def take_down(config: CurationConfig, asked: TakenDown, with_duplicates: bool) -
 
 
 def _matching(root: Root, known: TakenDown) -> frozenset[str]:
-    """Return the uids of the samples with a URL or bytes on the list."""
+    """Return the uids with a URL or bytes on the list: of samples, and of what a crawl lists and has fetched so far."""
+    files = [table_file(table, name) for table in ("samples", "fetches") for name in finished_fragments(root, table)]
     found: set[str] = set()
-    for fragment in finished_fragments(root, "samples"):
-        rows = root.read_table(table_file("samples", fragment), known.columns())
+    for file in [*files, *(file for file in _files_of(root, "urls") if file.startswith("raw/"))]:
+        there = root.column_names(file)
+        rows = root.read_table(file, [name for name in known.columns() if name in there])
         found |= set(rows["uid"].filter(pa.array(known.rows(rows))).to_pylist())
     return frozenset(found)
+
+
+def _files_of(root: Root, table: str) -> list[str]:
+    receipts = (read_receipt(root, table, name) for name in finished_fragments(root, table))
+    return sorted(file for receipt in receipts if receipt is not None for file in receipt.files)
 
 
 def _duplicates(root: Root, uids: frozenset[str]) -> frozenset[str]:
@@ -218,7 +225,8 @@ def main() -> None:
         if not (flags.uid or flags.url or flags.sha256):
             raise BadInput("nothing to take down: give --uid, --url or --sha256")
         root, lines = Root(config.root), 0
-        manifest(root, "samples")
+        if not finished_fragments(root, "urls"):
+            manifest(root, "samples")
         asked = asked_for(flags.uid, flags.url, flags.sha256)
         if flags.dry_run:
             _tell(root, asked, flags.json)

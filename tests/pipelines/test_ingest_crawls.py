@@ -210,6 +210,29 @@ def test_a_takedown_between_a_download_and_the_run_that_keeps_it(tmp_path, run, 
     check_bytes(tmp_path)
 
 
+def test_a_takedown_between_fetches_and_samples(tmp_path, run, monkeypatch):
+    whole = Runner.run
+
+    def cut(self, step, wanted):
+        if step.table == "samples":
+            raise KeyboardInterrupt
+        return whole(self, step, wanted)
+
+    with origin({f"/{n}": good(n) for n in range(3)}) as server:
+        config = configured(tmp_path, listed(server, ["/0", "/1", "/2"]))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Runner, "run", cut)
+            run(config)
+        assert not (tmp_path / "out/tables/samples").exists()
+        gone = hashlib.sha256(good(2).body).hexdigest()
+        list(take_down(config, asked_for(urls=[f"{server.url}/0"], sha256=[gone]), with_duplicates=False))
+        run(config)
+    assert samples(tmp_path)["status"].to_dict() == {"/1": sample.OK}
+    check_bytes(tmp_path)
+    (tar,) = (tmp_path / "out/raw").rglob("*.tar")
+    assert not any(good(number).body in tar.read_bytes() for number in (0, 2))
+
+
 def test_a_run_interrupted_and_resumed_gives_the_same_tables(tmp_path, run, monkeypatch):
     with origin({f"/good/{n}": good(n) for n in range(50)}) as server:
         rows = listed(server, [*server.answers, "/gone"])
