@@ -21,6 +21,7 @@ from curate.config_file import read_settings
 from curate.config_help import About
 from train.config import TrainConfig
 from train.export.exported import export_folder
+from train.prompts import prompts_of_file
 from train.recipes import RECIPES
 from train.settings import read_train_settings, section
 
@@ -148,20 +149,6 @@ def read_prompts(settings: SampleConfig, index_parent: str) -> list[str]:
     if not prompts:
         raise BadInput("prompts = None: no caption in the index of train; name a file with prompts")
     return prompts
-
-
-def prompts_of_file(path: str, field: str) -> list[str]:
-    """Return the lines of a file; raises BadInput where it is missing, no text, or has none."""
-    try:
-        text = Path(path).read_text("utf-8-sig")  # some editors begin a file with a mark
-    except FileNotFoundError as error:
-        raise BadInput(f"{field} = {path}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{field} = {path}: is no UTF-8 text: {error}; save it as UTF-8") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise BadInput(f"{field} = {path}: no prompts in it")
-    return lines
 
 
 def grid(images: list[Image.Image], captions: list[str], cell_px: int = 192) -> Image.Image:

@@ -732,7 +732,9 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(tmp_path):
         if name not in ("training-points", "samples"):
             question(this, asked)
     found = QUESTIONS["funnel"](this, {})
+    rows = {kept: QUESTIONS["samples"](this, {"kept": kept})["rows"] for kept in ("undecided", "yes")}
     index.close()
+    assert rows["yes"] == 0 < rows["undecided"]
     assert "table captions is not there yet: run python pipelines/captions.py" in told["notes"]
     assert "table features is being made: 2 fragments so far; python pipelines/embed.py goes on" in told["notes"]
     assert (found["rows_in"], found["rows_kept"], found["undecided"]) == (20, 0, 18)

@@ -29,8 +29,8 @@ from train.config_evaluation import DrawConfig, EvaluateConfig, GridsConfig
 from train.evaluate import distances, features
 from train.evaluate.cases import Case, batches, cases_of_samples, grid_cases
 from train.evaluate.denoise import Painter
-from train.export import __main__ as export
 from train.export.exported import load_pipeline
+from train.export.write import export
 from train.index.reader import Index
 from train.model import predict, start_from
 from train.objective import Frozen
@@ -62,7 +62,7 @@ def pictures(painter: Painter, cases: list[Case], how: DrawConfig = HOW) -> dict
 @pytest.mark.parametrize("objective", [{}, {"prediction": "v", "zero_terminal_snr": True}, {"dropped_text": "empty"}])
 def test_the_base_draws_what_diffusers_pipeline_draws(tiny: Tiny, tmp_path: Path, objective: dict[str, object]) -> None:
     config, painter, cases = made(tiny, tmp_path, "base", **objective)
-    assert export.export(config, "none")
+    assert export(config, "none")
     pipeline = load_pipeline("base", tmp_path / "export/base")
     mine = pictures(painter, cases)
     assert {picture.shape for picture in mine.values()} == {(32, 32, 3), (32, 64, 3)}
@@ -82,7 +82,7 @@ def test_the_base_draws_what_diffusers_pipeline_draws(tiny: Tiny, tmp_path: Path
 
 def test_the_refiner_draws_what_diffusers_pipeline_draws(tiny: Tiny, tmp_path: Path) -> None:
     config, painter, cases = made(tiny, tmp_path, "refiner", timestep_high=199)
-    assert export.export(config, "none")
+    assert export(config, "none")
     pipeline = load_pipeline("refiner", tmp_path / "export/refiner")
     mine = pictures(painter, cases)
     for case in cases:

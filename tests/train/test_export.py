@@ -30,10 +30,11 @@ from tests.train.exported import trained
 from tests.train.synthetic_root import Tiny
 from train.autoencoder import SDXL_VAE
 from train.ema import export_ema
-from train.export import __main__ as export
 from train.export import check as export_check
 from train.export import provenance, single_file
+from train.export.__main__ import main
 from train.export.convert import text_model
+from train.export.write import build_pipeline, trained_unet
 from train.model import build_unet, meta_unet, unet_arguments
 from train.recipes import RECIPES
 
@@ -106,7 +107,7 @@ def test_an_export_holds_folder_single_file_and_card(
     model: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, file = trained(tiny, tmp_path, model)
-    assert export.main(["--config", str(file)]) == 0
+    assert main(["--config", str(file)]) == 0
     assert "U-Net output differs by 0, text encoder output by" in capsys.readouterr().out
     folder = tmp_path / "export" / model
     path = folder / f"sdxl_{model}.safetensors"
@@ -125,7 +126,7 @@ def test_an_export_holds_folder_single_file_and_card(
 
 def test_half_precision_rounds_every_weight_once(tiny: Tiny, tmp_path: Path) -> None:
     config, file = trained(tiny, tmp_path)
-    assert export.main(["--config", str(file), "--single_file", "bf16"]) == 0
+    assert main(["--config", str(file), "--single_file", "bf16"]) == 0
     path = tmp_path / "export/base/sdxl_base.safetensors"
     dtype = torch.bfloat16
     held = {name: tensor.dtype for name, tensor in load_file(path).items()}
@@ -149,7 +150,7 @@ def test_a_file_that_computes_something_else_is_not_published(
         write(path, weights | {q: weights[k], k: weights[q]}, precision, told)
 
     monkeypatch.setattr(single_file, "write", exchanged)
-    assert export.main(["--config", str(file)]) == 1
+    assert main(["--config", str(file)]) == 1
     assert "NOT published" in capsys.readouterr().out
     assert not (tmp_path / "export/base").exists()
 
@@ -160,7 +161,7 @@ def test_one_folder_for_both_networks_is_refused(
     """A flag is for both: the base's weights would be taken for the refiner's, too."""
     config, file = trained(tiny, tmp_path)
     with pytest.raises(SystemExit) as ended:
-        export.main(["--config", str(file), "--out", config.out_folder])
+        main(["--config", str(file), "--out", config.out_folder])
     assert ended.value.code == 2
     told = f"out = {config.out_folder}: base and refiner cannot lie in one folder; set train.base.out and train.refiner"
     assert told in capsys.readouterr().err
@@ -172,7 +173,7 @@ def test_averaged_weights_that_cannot_be_written_leave_those_of_before(
 ) -> None:
     """A run that goes on writes over what it left the last time: on a full disk, half of a file."""
     config, _ = trained(tiny, tmp_path)
-    folder = export.trained_unet(config)
+    folder = trained_unet(config)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     flat = torch.cat([parameter.detach().reshape(-1) for parameter in build_unet(config).parameters()])
     engine, ema = SimpleNamespace(gather_on_first_rank=lambda part: part), SimpleNamespace(part=flat)
@@ -212,7 +213,7 @@ def test_the_unconditional_branch_is_the_one_that_was_trained(
     dropped_text: str, zeros: bool, tiny: Tiny, tmp_path: Path
 ) -> None:
     config, _ = trained(tiny, tmp_path, dropped_text=dropped_text)
-    pipeline, _ = export.build_pipeline(config)
+    pipeline, _ = build_pipeline(config)
     assert pipeline.config.force_zeros_for_empty_prompt is zeros
     _, negative_BLD, _, _ = pipeline.encode_prompt("a cat", device="cpu", do_classifier_free_guidance=True)
     assert (float(negative_BLD.abs().max()) == 0.0) is zeros
@@ -242,7 +243,7 @@ def curated_root(root: Path) -> None:
 def test_the_card_says_what_was_recorded_and_no_more(tiny: Tiny, tmp_path: Path) -> None:
     _, file = trained(tiny, tmp_path)
     curated_root(tmp_path)
-    assert export.main(["--config", str(file), "--single_file", "none"]) == 0
+    assert main(["--config", str(file), "--single_file", "none"]) == 0
     folder = tmp_path / "export/base"
     assert list(folder.glob("*.safetensors")) == []
     card = (folder / "README.md").read_text()

@@ -170,12 +170,12 @@ def test_a_loss_spike_ends_the_run_where_it_should(tiny: Tiny, tmp_path: Path) -
 
 def test_export_loads_back_equal_and_samples_are_drawn(whole_run: Path, tiny: Tiny, tmp_path: Path) -> None:
     from train import sample
-    from train.export import __main__ as export
+    from train.export.__main__ import main as export
 
     online = tiny.variant(tmp_path, "refiner", source="images", steps=2, ranks=1, out=None)
     online_batch = ["--batch.micro_batch", "4"]
     subprocess.run(command(online, *online_batch, model="refiner"), cwd=REPOSITORY, check=True, capture_output=True)
-    assert export.main(["--config", str(tiny.config)]) == 0
+    assert export(["--config", str(tiny.config)]) == 0
     assert sorted(path.name for path in (tiny.root / "export").iterdir()) == ["base", "refiner"]
     index = json.loads((tiny.root / "export/refiner/model_index.json").read_text())
     assert (index["_class_name"], index["requires_aesthetics_score"]) == ("StableDiffusionXLImg2ImgPipeline", True)

@@ -24,8 +24,8 @@ from train.autoencoder import load_vae
 from train.conditioning import TextEncoder
 from train.config import TrainConfig
 from train.draw import SAMPLERS, Drawing, draw_pixels, scheduler, steps_of_each
-from train.export import __main__ as export
 from train.export.exported import load_pipeline
+from train.export.write import export
 from train.model import start_from
 
 PROMPTS = ["a cat", "a red chair in an empty room", "the sea"]
@@ -37,7 +37,7 @@ def exported(tiny: Tiny, folder: Path, **objective: object) -> Exported:
     pair = []
     for model in ("base", "refiner"):
         config, file = trained(tiny, folder / model, model, **objective)
-        assert export.export(config, "none")
+        assert export(config, "none")
         pair.append(config)
     return pair[0], pair[1]
 

@@ -10,7 +10,7 @@ from curate.bad_input import BadInput
 from train.config import TrainConfig
 from train.index.reader import Index
 from train.micro_conditioning import AESTHETIC_SCORE, time_ids
-from train.sample import prompts_of_file
+from train.prompts import prompts_of_file
 
 
 @dataclass(frozen=True, kw_only=True)
