@@ -27,6 +27,7 @@ from pipelines.command import run_step
 from pipelines.progress import LOG_EVERY_S, time_left
 from pipelines.runner import Fragment, Made, Report, Runner, Step, WouldMake, say, shaping
 from pipelines.store import Root, digest, fragments, scratch_file, table_file
+from pipelines.table_lock import table_lock
 from schemas.column import with_model
 from schemas.latents import SCHEMA
 
@@ -43,7 +44,8 @@ def encode(runner: Runner) -> list[Report]:
     if runner.dry_run and config.encode.fit is not None and not Root(config.encode.vae).exists("config.json"):
         raise WouldMake("latents", len(shards), len(shards))
     if config.encode.fit is not None and shards and not runner.dry_run:
-        _fit_once(root, config.encode.vae, config.encode.fit, shards)
+        with table_lock(root, "latents"):
+            _fit_once(root, config.encode.vae, config.encode.fit, shards)
     said = _vae_facts(config.encode.vae) if shards else {}
     wanted = [
         Fragment(name=name, made_from=[receipt, said], arguments=(name, said["vae_fingerprint"]))

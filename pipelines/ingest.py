@@ -23,7 +23,7 @@ from pipelines import crawl_report
 from pipelines.command import run_step
 from pipelines.ingest_crawls import FETCH_SETTINGS, counts_of, crawled, fetch_crawls, fetched, url_fragment, url_step
 from pipelines.ingest_dumps import dump_fragments, dumped, listing_fragment, listing_step, parts_of
-from pipelines.preflight import check_url_lists
+from pipelines.preflight import check_sources
 from pipelines.runner import Fragment, Made, Report, Runner, Step, say
 from pipelines.store import MANIFEST, Root, scratch_file
 from pipelines.taken_down import read_taken_down
@@ -33,7 +33,7 @@ from schemas import fetches, samples
 def ingest(runner: Runner) -> list[Report]:
     """Bring in every source; publish urls and fetches (crawls only), listings (dumps only) and samples."""
     config = runner.config
-    check_url_lists(config)
+    check_sources(config)
     step = Step(table="samples", settings=[], build=_build)
     parts = parts_of(config)
     wanted: list[Fragment] = []

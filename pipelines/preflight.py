@@ -40,8 +40,10 @@ def missing_weights(names: Sequence[str]) -> MissingWeights:
     )
 
 
-def check_url_lists(config: CurationConfig) -> None:
-    """Raise BadInput where a crawl has no list."""
+def check_sources(config: CurationConfig) -> None:
+    """Raise BadInput where there is no source and never was one, or a crawl has no list."""
+    if not config.web and not config.dumps and not Root(config.root).exists("tables/samples"):
+        raise BadInput("web, dumps = []: name a source of pictures in the settings (docs/tutorial.md, section 2)")
     for source in config.web:
         list_files(source)
 
@@ -117,7 +119,7 @@ UNTRAINED_EPS = 0.001
 """Distance up to which embeddings of an untrained model are taken for those of the same picture."""
 
 CHECKS: dict[Callable[[CurationConfig], None], frozenset[str]] = {
-    check_url_lists: frozenset({"ingest"}),
+    check_sources: frozenset({"ingest"}),
     check_untrained: frozenset({"dedup"}),
     check_selection: frozenset({"selection"}),
     check_clip_weights: frozenset({"embed"}),

@@ -87,4 +87,4 @@ def arithmetic(batch: BatchConfig, gpus: int, micro_batch: int, grad_accumulatio
         candidate.check(gpus)
     except ValueError as error:
         return f"{line}: not the global batch {batch.global_batch}; {str(error).split('; ')[-1]}"
-    return f"{line}: ok"
+    return f"{line}: adds up"

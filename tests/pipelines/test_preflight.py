@@ -21,7 +21,8 @@ from pipelines.runner import Runner
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CurationConfig:
     """The settings that a first run has, and no weights."""
     monkeypatch.setenv("DARKROOM_WEIGHTS", str(tmp_path / "weights"))
-    return CurationConfig(root=str(tmp_path / "root"), encode=EncodeConfig(vae="sdxl_vae"))
+    dump = DumpSource(name="dump", folder=str(tmp_path), captions=None)
+    return CurationConfig(root=str(tmp_path / "root"), dumps=(dump,), encode=EncodeConfig(vae="sdxl_vae"))
 
 
 def test_all_missing_weights_are_named_in_one_line(config: CurationConfig) -> None:
@@ -33,6 +34,11 @@ def test_all_missing_weights_are_named_in_one_line(config: CurationConfig) -> No
     assert f"python -m curate.weights fetch {' '.join(raised.value.names)} (" in str(raised.value)
     with pytest.raises(MissingWeights, match="^weights sdxl_vae are not in"):
         preflight(config, ["encode"])
+
+
+def test_no_source_is_told_before_weights(config: CurationConfig) -> None:
+    with pytest.raises(BadInput, match="^web, dumps = .*: name a source of pictures in the settings"):
+        preflight(dataclasses.replace(config, dumps=()), STEPS)
 
 
 def test_a_crawl_without_a_list_is_told_first(config: CurationConfig, tmp_path: Path) -> None:

@@ -352,6 +352,7 @@ def test_the_command_says_which_are_whole(tmp_path: Path, capsys: pytest.Capture
     old, new = (saved(folder, step) for step in (1, 2))
     assert main([str(folder)]) == 0
     shown = capsys.readouterr().out
+    assert main([str(tmp_path)]) == 0 and capsys.readouterr().out == shown  # the run's folder
     assert f"{old}: whole, step 1, {NUM_ELEMENTS:,} parameters, 0.000 GB in 1 parts\n{new}: whole, step 2," in shown
     (file,) = Path(new).glob("part-*")
     file.write_bytes(file.read_bytes()[:-4])

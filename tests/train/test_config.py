@@ -146,11 +146,16 @@ def test_impossible_batch_arithmetic_names_values_and_fix() -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "printed", "told"),
     [
-        (["--ranks", "auto"], 0, "2 ranks x micro-batch 2 x accumulation 1 = 4: ok", ""),
+        (["--ranks", "auto"], 0, "2 ranks x micro-batch 2 x accumulation 1 = 4: adds up", ""),
         (["--ranks", "auto", "--batch.global_batch", "5"], 2, "2 ranks x micro-batch 2 x accumulation 1 = 4: not", ""),
-        (["--ranks", "2"], 0, "2 ranks x micro-batch 2 x accumulation 1 = 4: ok", ""),
+        (["--ranks", "2"], 0, "2 ranks x micro-batch 2 x accumulation 1 = 4: adds up", ""),
         (["--ranks", "3"], 2, "3 ranks x micro-batch 2 x accumulation 1 = 6: not the global batch 4;", "--ranks"),
-        (["--ranks", "4", "--batch.micro_batch", "null"], 0, "4 ranks x micro-batch 1 x accumulation 1 = 4: ok", ""),
+        (
+            ["--ranks", "4", "--batch.micro_batch", "null"],
+            0,
+            "4 ranks x micro-batch 1 x accumulation 1 = 4: adds up",
+            "",
+        ),
     ],
 )
 def test_a_dry_run_of_a_batch_that_does_not_fit_prints_the_plan_and_ends_with_2(

@@ -181,7 +181,7 @@ def test_a_network_that_does_not_fit_is_said(tiny: Tiny, capsys: pytest.CaptureF
         main(["base", "--config", str(tiny.config), "--gpus", "2", "--reserved_gb", "80"])
     printed = capsys.readouterr()
     assert ended.value.code == 2
-    assert "gpu = h100: nothing fits into its 80 GB; take more GPUs" in printed.err
+    assert "gpu = h100: nothing fits into its 80 GB, the least is 1.6; take more GPUs" in printed.err
     assert "no  " in printed.out  # the table comes all the same
 
 
@@ -205,16 +205,19 @@ def test_the_configured_shape_is_marked_or_said_not_to_fit(tiny: Tiny, capsys: p
     assert main([*flags, "--batch.micro_batch", "null", "--batch.grad_accumulation", "2"]) == 0
     assert "      3      2          none" in capsys.readouterr().out
     assert main([*flags, "--batch.micro_batch", "3", "--batch.grad_accumulation", "1"]) == 0
-    assert "as configured it is not: batch: 2 ranks x micro_batch 3 x" in capsys.readouterr().out
+    assert "the settings' own batch is none of these: batch: 2 ranks x micro_batch 3 x" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--gpus", "0"], "gpus = 0: must be at least 1"),
-        (["--gpus", "3"], "gpus = 3: batch.global_batch 4 is no multiple; take 2 or 4"),
-        (["--gpus", "100", "--batch.global_batch", "2048"], "global_batch 2048 is no multiple; take 64 or 128"),
-        (["--gpus", "5"], "gpus = 5: batch.global_batch 4 is no multiple; take 4\n"),
+        (["--gpus", "3"], "gpus = 3: batch.global_batch 4 of the settings is no multiple; take 2 or 4"),
+        (
+            ["--gpus", "100", "--batch.global_batch", "2048"],
+            "global_batch 2048 of the settings is no multiple; take 64 or 128",
+        ),
+        (["--gpus", "5"], "gpus = 5: batch.global_batch 4 of the settings is no multiple; take 4\n"),
         (["--gpus", "2", "--mfu", "1.5"], "mfu = 1.5: must be above 0"),
         (["--link_efficiency", "0"], "link_efficiency = 0.0: must be above 0 and at most 1"),
         (["--gpus_per_node", "0"], "gpus_per_node = 0: must be above 0"),

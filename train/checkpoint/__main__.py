@@ -23,14 +23,15 @@ ABOUT = About(
 def main(argv: Sequence[str]) -> int:
     """Print a line for each checkpoint; exit code 1 where one is not whole."""
     parser = PlainParser(PROG, "Check checkpoints: every byte against its sha256.", ABOUT)
-    parser.add_argument("folder", metavar="FOLDER", help="checkpoints of a run, or one of them")
+    parser.add_argument("folder", metavar="FOLDER", help="a run, its checkpoints, or one of them")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each")
     args = parser.parse_args(argv)
     whole = True
     with told_in_one_line(PROG, "nothing was written"):
         from train.checkpoint.newest import checkpoints_in
 
-        for checkpoint in checkpoints_in(args.folder) or [_one(args.folder)]:
+        folder = args.folder.rstrip("/")
+        for checkpoint in checkpoints_in(folder) or checkpoints_in(f"{folder}/checkpoints") or [_one(folder)]:
             told = facts(checkpoint)
             whole &= told["whole"]
             print(json.dumps(told) if args.json else line(told), flush=True)
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _one(folder: str) -> str:
-    """Return a folder that is a checkpoint; raises BadInput where it is none, whole or not."""
+    """Return a folder that is a checkpoint, whole or not; raises BadInput where there is nothing."""
     from train.checkpoint.store import open_store
 
     if not open_store(folder).names():

@@ -66,7 +66,10 @@ def main(argv: Sequence[str]) -> int:
         told = plan(config, flags.gpus, gpu, assumed) | {"gpu": {"name": flags.gpu} | dataclasses.asdict(gpu)}
         print(json.dumps(told) if flags.json else "\n".join(lines(told)), flush=True)
         if told["recommended"] is None:
-            raise BadInput(f"gpu = {flags.gpu}: nothing fits into its {gpu.memory_gb:g} GB; {MORE}")
+            least_gb = min(shape["memory_gb_needed"] for shape in told["shapes"])
+            raise BadInput(
+                f"gpu = {flags.gpu}: nothing fits into its {gpu.memory_gb:g} GB, the least is {least_gb:.1f}; {MORE}"
+            )
         if flags.svg is not None:
             _draw(told, Path(flags.svg))
     return DONE
@@ -89,7 +92,12 @@ def plan(config: TrainConfig, gpus: int, gpu: Gpu, assumed: Assumptions) -> dict
 
     global_batch = config.batch.global_batch
     nearest = " or ".join(map(str, nearest_divisors(global_batch, gpus)))
-    require(global_batch % gpus == 0, "gpus", gpus, f"batch.global_batch {global_batch} is no multiple; take {nearest}")
+    require(
+        global_batch % gpus == 0,
+        "gpus",
+        gpus,
+        f"batch.global_batch {global_batch} of the settings is no multiple; take {nearest}",
+    )
     costs = Costs.of(config)
     found = shapes(config, costs, gpus, gpu, assumed)
     chosen = best(found)

@@ -27,7 +27,7 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
             + ("  as configured" if told["configured"].items() <= shape.items() else "")
         )
     if "refused" in told["configured"]:
-        yield f"as configured it is not: {told['configured']['refused']}"
+        yield f"the settings' own batch is none of these: {told['configured']['refused']}"
     yield from _recommended(told)
 
 
