@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.train.synthetic_root import Tiny
-from train.checkpoint.files import MANIFEST, VECTORS, read_range, read_state
+from train.checkpoint.files import VECTORS, read_range, read_state
 from train.checkpoint.newest import find
 
 REPOSITORY = Path(__file__).parents[2]
@@ -76,7 +76,8 @@ def test_sigkill_in_a_step_and_in_a_checkpoint_leaves_no_trace(tiny: Tiny, tmp_p
         launch(config, 2, kill={"rank": ranks[1], "in_checkpoint": writing}),
         launch(config, 2),
     )
-    assert f"step-{writing:08d}: no {MANIFEST}: it was never finished" in said
+    told = f"removed the parts of a checkpoint that was never finished: {killed}/out/checkpoints/step-{writing:08d}"
+    assert told in said
     assert losses(killed / "out") == losses(whole / "out")
     assert order(killed / "out")[STEPS - 1] == order(whole / "out")[STEPS - 1]
     mine, theirs = (f"{folder}/out/checkpoints/step-{STEPS:08d}" for folder in (killed, whole))

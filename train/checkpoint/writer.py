@@ -201,9 +201,11 @@ class Writer:
         """Remove the parts of checkpoints that earlier starts never finished: a disk full of them takes no other."""
         for folder in (name for name in self._store.names() if name.startswith("step-")):
             found = self._store.names(folder)
-            for name in () if MANIFEST in found else found:
-                if name.startswith(OF_A_RANK):
-                    self._store.remove(f"{folder}/{name}")
+            parts = [name for name in found if name.startswith(OF_A_RANK) and MANIFEST not in found]
+            for name in parts:
+                self._store.remove(f"{folder}/{name}")
+            if parts:
+                print(f"removed the parts of a checkpoint that was never finished: {self._folder}/{folder}", flush=True)
             if found and not self._store.names(folder):
                 self._store.remove(folder)
 
