@@ -7,7 +7,6 @@ import glob
 import io
 import json
 import signal
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -212,7 +211,3 @@ def _tars(root: str, split: str) -> list[str]:
     fs, folder = fsspec.core.url_to_fs(root)
     paths = [path for kind in ("shards", "latents") for path in fs.glob(f"{glob.escape(folder)}/{kind}/{split}/*.tar")]
     return [path.removeprefix(f"{folder}/") for path in paths]
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
